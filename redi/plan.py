@@ -1,0 +1,210 @@
+"""Plans: where the model is called and where redi leaps. A route is a plan laid on one solver's schedule.
+
+A plan counts solver *steps*, as its user does; a route counts *entries* of `scheduler.timesteps`, which are more for
+solvers that call the model twice in a step (Heun) or repeat an entry (PLMS).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, final
+
+from redi.errors import PlanError
+from redi.schedules import Grid
+
+_JUMP: Final = re.compile(r"jump:(\d+):(\d+)/(\d+)")
+_COARSE: Final = re.compile(r"coarse:(\d+)/(\d+)")
+_AT: Final = re.compile(r"at:(\d+(?:,\d+)*)/(\d+)")
+_FORMS: Final = "'jump:KEY:VALUE/STEPS', 'coarse:STEPS/FINE' or 'at:STEP,STEP,…/FINE'"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """From `start` to `stop`, with a model call at `start` or without one."""
+
+    start: int
+    stop: int
+    called: bool = True
+
+    @property
+    def is_leap(self) -> bool:
+        """Whether this spans more than one step, or takes its step without calling the model."""
+        return self.stop > self.start + 1 or not self.called
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Segments that cover 0 … fine.
+
+    Args:
+        fine: steps of the fine schedule.
+        segments: contiguous, from 0 to `fine`.
+        own_grid: True for coarse plans: the solver's own grid is the called steps, its history is the query's own, and
+            every segment is corrected. False for jumps: the solver walks the fine schedule and its history is
+            restored after the leap.
+    """
+
+    fine: int
+    segments: tuple[Segment, ...]
+    own_grid: bool
+
+    def __post_init__(self) -> None:
+        ends = [0, *(s.stop for s in self.segments)]
+        starts = [*(s.start for s in self.segments), self.fine]
+        if not self.segments or ends != starts or any(s.stop <= s.start for s in self.segments):
+            raise PlanError(f"segments must run without gaps from 0 to {self.fine}, given {self.segments}")
+        if self.own_grid and not all(s.called for s in self.segments):
+            raise PlanError("a plan on its own grid calls the model at the start of every segment")
+        if not self.segments[0].called:
+            raise PlanError("the model must be called at step 0: nothing is known of the query before its first call")
+
+    @classmethod
+    def jump(cls, key: int, value: int, steps: int, *, called: bool = False) -> Plan:
+        """The paper's Algorithm 2: call [0, key), leap key → value, call [value, steps).
+
+        Args:
+            key: solver steps done before the leap, at least 1 (or 0 with `called`).
+            value: step that the leap arrives at, key < value ≤ steps.
+            steps: steps of the fine schedule.
+            called: whether the leap itself makes one call at `key`, as the `Defect` transport needs.
+        """
+        if not (0 if called else 1) <= key < value <= steps:
+            raise PlanError(f"a jump needs 1 ≤ key < value ≤ steps, given key={key}, value={value}, steps={steps}")
+        before = (Segment(i, i + 1) for i in range(key))
+        after = (Segment(i, i + 1) for i in range(value, steps))
+        return cls(steps, (*before, Segment(key, value, called), *after), own_grid=False)
+
+    @classmethod
+    def coarse(cls, steps: int, fine: int) -> Plan:
+        """Call `steps` evenly spread steps of a schedule of `fine`, each segment a leap."""
+        if not 1 <= steps <= fine:
+            raise PlanError(f"a coarse plan needs 1 ≤ steps ≤ fine, given steps={steps}, fine={fine}")
+        return cls.of([round(i * fine / steps) for i in range(steps)], fine)
+
+    @classmethod
+    def of(cls, called: Sequence[int], fine: int) -> Plan:
+        """Call exactly these steps of a schedule of `fine`, leaping between them."""
+        if not called or list(called) != sorted(set(called)) or called[0] != 0 or called[-1] >= fine:
+            raise PlanError(f"called steps must ascend from 0 and stay below {fine}, given {list(called)}")
+        stops = [*called[1:], fine]
+        return cls(fine, tuple(Segment(a, b) for a, b in zip(called, stops, strict=True)), own_grid=True)
+
+    @classmethod
+    def parse(cls, text: str) -> Plan:
+        """Read a plan as it is written on the command line: `jump:10:30/50`, `coarse:8/40` or `at:0,5,20/40`."""
+        if m := _JUMP.fullmatch(text):
+            key, value, steps = map(int, m.groups())
+            return cls.jump(key, value, steps)
+        if m := _COARSE.fullmatch(text):
+            steps, fine = map(int, m.groups())
+            return cls.coarse(steps, fine)
+        if m := _AT.fullmatch(text):
+            return cls.of([int(s) for s in m[1].split(",")], int(m[2]))
+        raise PlanError(f"cannot read plan {text!r}; write it as {_FORMS}")
+
+    def __str__(self) -> str:
+        leaps = self.leaps
+        if not self.own_grid:
+            if len(leaps) == 1:
+                return f"jump:{leaps[0].start}:{leaps[0].stop}/{self.fine}"
+            return (
+                "segments:" + ",".join(f"{s.start}-{s.stop}{'' if s.called else '!'}" for s in leaps) + f"/{self.fine}"
+            )
+        called = [s.start for s in self.segments]
+        if self == Plan.coarse(len(called), self.fine):
+            return f"coarse:{len(called)}/{self.fine}"
+        return f"at:{','.join(map(str, called))}/{self.fine}"
+
+    @property
+    def steps(self) -> int:
+        """What a user passes as `num_inference_steps`: the called steps of a coarse plan, the fine steps of a jump."""
+        return len(self.segments) if self.own_grid else self.fine
+
+    @property
+    def leaps(self) -> tuple[Segment, ...]:
+        """The segments that retrieved rows correct."""
+        return self.segments if self.own_grid else tuple(s for s in self.segments if s.is_leap)
+
+    def calling(self, called: bool) -> Plan:
+        """The same jump with or without a model call at the start of its leaps."""
+        if self.own_grid:
+            return self
+        return replace(self, segments=tuple(replace(s, called=called) if s.is_leap else s for s in self.segments))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Route:
+    """A plan laid on one solver's schedule; every index is an entry of `scheduler.timesteps`.
+
+    Args:
+        plan: the plan, in steps.
+        fine: the whole schedule.
+        grid: what the solver walks: `fine` itself for a jump, the called entries for a coarse plan.
+        segments: the plan's segments in entries.
+    """
+
+    plan: Plan
+    fine: Grid
+    grid: Grid
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def lay(cls, plan: Plan, schedule: Grid) -> Route:
+        """Lay `plan` on a fine schedule.
+
+        Raises:
+            PlanError: the schedule has another number of steps, or a leap would begin or end inside a solver step.
+        """
+        if plan.fine != schedule.steps:
+            raise PlanError(f"plan {plan} is for {plan.fine} fine steps, the schedule has {schedule.steps}")
+        segments: list[Segment] = []
+        for s in plan.segments:
+            if plan.own_grid or s.is_leap:
+                segments.append(Segment(_entry(schedule, s.start), _entry(schedule, s.stop), s.called))
+            else:
+                first, end = _raw_entry(schedule, s.start), _raw_entry(schedule, s.stop)
+                segments.extend(Segment(i, i + 1) for i in range(first, end))
+        grid = schedule.subset([s.start for s in segments]) if plan.own_grid else schedule
+        return cls(plan, schedule, grid, tuple(segments))
+
+    @property
+    def leaps(self) -> tuple[Segment, ...]:
+        """The corrected segments, in order; a leap's place here is its index in every derived table."""
+        return self.segments if self.plan.own_grid else tuple(s for s in self.segments if s.is_leap)
+
+    @property
+    def nfe(self) -> int:
+        """Model calls a run of this route makes."""
+        return sum(s.called for s in self.segments)
+
+    @property
+    def nfe_full(self) -> int:
+        """Model calls of the fine run."""
+        return self.fine.fine
+
+
+def _entry(schedule: Grid, step: int) -> int:
+    entry = schedule.boundaries[step]
+    if entry is None:
+        legal = [k for k, e in enumerate(schedule.boundaries) if e is not None]
+        near = sorted(legal, key=lambda k: abs(k - step))[:2]
+        raise PlanError(
+            f"this solver cannot begin or end a leap at step {step}, which lies inside one of its steps; "
+            f"nearest legal steps: {', '.join(map(str, sorted(near)))}"
+        )
+    return entry
+
+
+def _raw_entry(schedule: Grid, step: int) -> int:
+    """Entry of a step that no leap touches: inside a multi-stage step, count on from its beginning."""
+    back = 0
+    while schedule.boundaries[step - back] is None:
+        back += 1
+    begin = schedule.boundaries[step - back]
+    assert begin is not None
+    return begin + back

@@ -1,0 +1,102 @@
+"""The data that passes between the parts. Shape alphabet: `b` batch, `k` neighbours, `n` rows, `d` flattened
+dimension, `*s` sample shape, `m` grid points, `l` leaps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+from jaxtyping import Float32, Int64
+from numpy import ndarray
+from torch import Tensor
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Neighbors:
+    """What a search found, per query nearest first, ties by id.
+
+    Args:
+        ids: unique row ids within each query.
+        distances: squared L2.
+    """
+
+    ids: Int64[ndarray, "b k"]
+    distances: Float32[ndarray, "b k"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Which parts of a trajectory are kept: entries of samples x[i], denoised predictions, and solver history."""
+
+    samples: frozenset[int] = frozenset()
+    denoised: frozenset[int] = frozenset()
+    history: frozenset[int] = frozenset()
+
+    def __or__(self, other: Record) -> Record:
+        return Record(self.samples | other.samples, self.denoised | other.denoised, self.history | other.history)
+
+    def __le__(self, other: Record) -> bool:
+        """Whether everything recorded here is recorded in `other` too."""
+        return self.samples <= other.samples and self.denoised <= other.denoised and self.history <= other.history
+
+    @property
+    def last(self) -> int:
+        """The last entry that a run must reach: the run may stop once x at this entry (or its call) is there."""
+        return max([0, *self.samples, *(i + 1 for i in self.denoised), *self.history])
+
+
+@final
+@dataclass(frozen=True)
+class Rows:
+    """Stored trajectories, every tensor with first dimension n.
+
+    Args:
+        samples: entry → x[entry].
+        denoised: entry → x̂0 predicted at that entry.
+        history: entry → leaf name → the solver's history before the call at that entry.
+        noise_ids: which bank noise each row began from.
+        embeddings: mean over tokens of the prompt's embedding, shape (n, e).
+        prompts: n strings.
+    """
+
+    samples: Mapping[int, Tensor]
+    denoised: Mapping[int, Tensor]
+    history: Mapping[int, Mapping[str, Tensor]]
+    noise_ids: Int64[Tensor, " n"]
+    embeddings: Tensor
+    prompts: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@final
+@dataclass(frozen=True)
+class LeapReport:
+    """What one generation did: calls made and saved, neighbours and distances, gate decisions, seconds per stage.
+
+    Args:
+        plan: the plan served, as text.
+        nfe: model calls made per picture.
+        nfe_full: model calls of the fine run.
+        leapt: per picture, whether retrieved rows were used.
+        noise_ids: per picture, the bank noise it began from; −1 for a stranger.
+        neighbors: per picture, row ids used (empty where it did not leap).
+        distances: per picture, L2 distances of those rows' keys.
+        seconds: stage → wall seconds.
+        notes: anything worth saying in words.
+    """
+
+    plan: str
+    nfe: int
+    nfe_full: int
+    leapt: tuple[bool, ...] = ()
+    noise_ids: tuple[int, ...] = ()
+    neighbors: tuple[tuple[int, ...], ...] = ()
+    distances: tuple[tuple[float, ...], ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+    notes: tuple[str, ...] = ()
