@@ -1,0 +1,96 @@
+"""redi: diffusion models made cheaper to run by remembering trajectories already paid for. No training.
+
+Public names are imported on first use, so that `import redi` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from redi.backends import Exact, Index, Retriever
+    from redi.combiners import NNLS, Affine, Combiner, LeastSquares, Nearest
+    from redi.engine import ReDiEngine
+    from redi.errors import ReDiError
+    from redi.gate import Gate
+    from redi.knowledge_base import KnowledgeBase
+    from redi.noise import NoiseBank
+    from redi.plan import Plan
+    from redi.recorder import build
+    from redi.scheduler import disable, enable, report, switch_prompt
+    from redi.solvers import DiffusersSolver, SolverAdapter
+    from redi.transports import Defect, Residual, Transport, Value
+    from redi.types import LeapReport, Neighbors
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Affine": "combiners",
+    "Combiner": "combiners",
+    "Defect": "transports",
+    "DiffusersSolver": "solvers",
+    "Exact": "backends",
+    "Gate": "gate",
+    "Index": "backends",
+    "KnowledgeBase": "knowledge_base",
+    "LeapReport": "types",
+    "LeastSquares": "combiners",
+    "NNLS": "combiners",
+    "Nearest": "combiners",
+    "Neighbors": "types",
+    "NoiseBank": "noise",
+    "Plan": "plan",
+    "ReDiEngine": "engine",
+    "ReDiError": "errors",
+    "Residual": "transports",
+    "Retriever": "backends",
+    "SolverAdapter": "solvers",
+    "Transport": "transports",
+    "Value": "transports",
+    "build": "recorder",
+    "disable": "scheduler",
+    "enable": "scheduler",
+    "report": "scheduler",
+    "switch_prompt": "scheduler",
+}
+
+__all__ = [
+    "NNLS",
+    "Affine",
+    "Combiner",
+    "Defect",
+    "DiffusersSolver",
+    "Exact",
+    "Gate",
+    "Index",
+    "KnowledgeBase",
+    "LeapReport",
+    "LeastSquares",
+    "Nearest",
+    "Neighbors",
+    "NoiseBank",
+    "Plan",
+    "ReDiEngine",
+    "ReDiError",
+    "Residual",
+    "Retriever",
+    "SolverAdapter",
+    "Transport",
+    "Value",
+    "build",
+    "disable",
+    "enable",
+    "report",
+    "switch_prompt",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"redi.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'redi' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -100,3 +100,23 @@ class LeapReport:
     distances: tuple[tuple[float, ...], ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        pictures = len(self.leapt)
+        lines = [
+            f"plan        {self.plan}",
+            f"model calls {self.nfe} per picture instead of {self.nfe_full} ({self.nfe_full - self.nfe} saved)",
+        ]
+        if pictures:
+            used = sum(map(len, self.neighbors))
+            nearest = [d[0] for d in self.distances if d]
+            lines += [
+                f"leapt       {sum(self.leapt)} of {pictures} pictures, {used / pictures:.1f} neighbours each",
+                f"noise ids   {', '.join(map(str, self.noise_ids))}",
+            ]
+            if nearest:
+                lines.append(f"distance    {min(nearest):.4g} … {max(nearest):.4g} (L2 of the nearest key)")
+        if self.seconds:
+            stages = ", ".join(f"{stage} {1e3 * s:.1f} ms" for stage, s in self.seconds.items())
+            lines.append(f"seconds     {stages}")
+        return "\n".join([*lines, *(f"note        {note}" for note in self.notes)])

@@ -1,0 +1,168 @@
+"""What serving one route needs, derived from the stored trajectories: keys with an index per noise, brackets, history.
+
+Nothing here is the truth: a table is computed from a knowledge base and bound to its manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+from redi.backends import Index, Retriever
+from redi.errors import InvalidInputError, KnowledgeBaseError, PlanError
+from redi.knowledge_base import Derived, KnowledgeBase
+from redi.plan import Route, Segment
+from redi.solvers import SolverAdapter
+from redi.transports import Transport, brackets, needs
+from redi.types import Rows
+
+Key = Literal["denoised", "sample", "prompt"]
+"""What neighbours are found by: x̂0 after the first call of the leap, x at its start, or the prompt's embedding."""
+
+
+@final
+@dataclass(frozen=True)
+class Partition:
+    """The rows of one bank noise: their global ids and an index over their keys."""
+
+    ids: Int64[Tensor, " p"]
+    index: Index
+
+
+@final
+@dataclass(frozen=True)
+class Table:
+    """Derived tensors and indexes that serve one route."""
+
+    derived: Derived
+    partitions: Mapping[tuple[int, int], Partition]  # (leap, noise id) → rows
+
+    @classmethod
+    def build(
+        cls,
+        kb: KnowledgeBase,
+        route: Route,
+        transport: Transport,
+        solver: SolverAdapter,
+        *,
+        key: Key,
+        retrieve_at: Sequence[int],
+        retriever: Retriever,
+    ) -> Table:
+        """Derive (or find, already derived) what serving `route` from `kb` needs.
+
+        Args:
+            kb: the stored trajectories.
+            route: the plan on this solver's schedule.
+            transport: which C the brackets are taken against.
+            solver: whose steps C makes.
+            key: what neighbours are found by.
+            retrieve_at: indices of the leaps at which neighbours are looked up.
+            retriever: builds one index per leap and noise.
+
+        Raises:
+            PlanError: the key does not exist at a leap where it is asked for.
+            KnowledgeBaseError: the rows do not hold what the route needs.
+        """
+        for at in retrieve_at:
+            _check_key(key, route, at)
+        wanted = needs(route, solver)
+        if not wanted <= kb.record:
+            raise KnowledgeBaseError(
+                f"plan {route.plan} needs samples at entries {sorted(wanted.samples)} and denoised predictions at "
+                f"{sorted(wanted.denoised)}; {kb.path} recorded {sorted(kb.record.samples)} and "
+                f"{sorted(kb.record.denoised)}; rebuild it with --plan {route.plan}"
+            )
+
+        def compute(rows: Rows) -> dict[str, Tensor]:
+            found = {"bracket": brackets(rows, route, transport, solver)}
+            for at in retrieve_at:
+                found[f"key.{at}"] = _key(rows, key, route.leaps[at])
+            for i, leap in enumerate(route.leaps):
+                for name, leaf in rows.history.get(leap.stop, {}).items() if not route.plan.own_grid else ():
+                    found[f"history.{i}.{name}"] = leaf
+            return found
+
+        recipe = {
+            "plan": str(route.plan),
+            "called": [s.called for s in route.leaps],
+            "transport": repr(transport),
+            "solver": dict(solver.config),
+            "key": key,
+            "retrieve_at": list(retrieve_at),
+        }
+        derived = kb.derive(recipe, compute)
+        partitions: dict[tuple[int, int], Partition] = {}
+        noise_ids = kb.noise_ids
+        for noise_id in noise_ids.unique().tolist():
+            ids = (noise_ids == noise_id).nonzero().flatten()
+            for at in retrieve_at:
+                keys = derived[f"key.{at}"][ids]
+                partitions[at, noise_id] = Partition(ids, retriever.build(keys.float().numpy()))
+        return cls(derived, partitions)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.derived["bracket"].shape[2:])
+
+    def search(
+        self, query: Float[Tensor, "b d"], noise_ids: Int64[Tensor, " b"], at: int, k: int
+    ) -> tuple[Int64[Tensor, "b k"], Float32[Tensor, "b k"]]:
+        """Row ids and L2 distances of the k nearest rows of each query's own noise; −1 and inf where there are none."""
+        ids = torch.full((len(query), k), -1, dtype=torch.int64)
+        distances = torch.full((len(query), k), torch.inf)
+        for noise_id in noise_ids.unique().tolist():
+            part = self.partitions.get((at, noise_id))
+            if part is None:
+                continue
+            mine = (noise_ids == noise_id).nonzero().flatten()
+            found = part.index.search(query[mine].float().cpu().numpy(), min(k, part.index.shape[0]))
+            width = found.ids.shape[1]
+            ids[mine, :width] = part.ids[torch.from_numpy(found.ids)]
+            distances[mine, :width] = torch.from_numpy(found.distances).sqrt()
+        return ids, distances
+
+    def keys(self, ids: Int64[Tensor, "b k"], at: int) -> Float[Tensor, "b k d"]:
+        """Keys of the given rows, float32."""
+        return self.derived.gather(f"key.{at}", ids).float()
+
+    def bracket(self, ids: Int64[Tensor, "b k"], leap: int) -> Float[Tensor, "b k *s"]:
+        """Brackets of the given rows for one leap, float32."""
+        return self.derived["bracket"][ids, leap].float()
+
+    def history(self, ids: Int64[Tensor, "b k"], leap: int) -> dict[str, Float[Tensor, "b k *s"]]:
+        """Solver history of the given rows at the end of one leap, leaf by leaf."""
+        prefix = f"history.{leap}."
+        return {
+            name.removeprefix(prefix): self.derived.gather(name, ids).float()
+            for name in self.derived.names
+            if name.startswith(prefix)
+        }
+
+
+def _check_key(key: Key, route: Route, at: int) -> None:
+    if not 0 <= at < len(route.leaps):
+        raise InvalidInputError(f"retrieve_at names leap {at}; plan {route.plan} has leaps 0 … {len(route.leaps) - 1}")
+    leap = route.leaps[at]
+    if key == "denoised" and not leap.called:
+        raise PlanError(
+            f"leap {leap} makes no model call, so there is no denoised prediction at its start; use key='sample'"
+        )
+    if key == "sample" and leap.start == 0:
+        raise PlanError("the sample at entry 0 is the shared noise, the same for every row; use key='denoised'")
+
+
+def _key(rows: Rows, key: Key, leap: Segment) -> Float[Tensor, "n d"]:
+    match key:
+        case "denoised":
+            return rows.denoised[leap.start].flatten(1)
+        case "sample":
+            return rows.samples[leap.start].flatten(1)
+        case "prompt":
+            return rows.embeddings.flatten(1)
