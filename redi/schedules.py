@@ -39,8 +39,8 @@ class Grid:
     steps: int
     entries: tuple[int, ...]
     timesteps: Tensor
-    signal: Float[Tensor, " m+1"]
-    noise: Float[Tensor, " m+1"]
+    signal: Float[Tensor, " p"]
+    noise: Float[Tensor, " p"]
     prediction: Prediction
     scales_input: bool
     initial_scale: float
@@ -64,7 +64,7 @@ class Grid:
         """The same schedule at fewer points: `entries` are fine entries, ascending, without the end N."""
         position = {entry: i for i, entry in enumerate(self.entries)}
         unknown = [e for e in entries if e not in position or e == self.fine]
-        if unknown or list(entries) != sorted(set(entries)):
+        if unknown or not entries or list(entries) != sorted(set(entries)):
             raise PlanError(f"entries {list(entries)} are not an ascending subset of this grid's {self.entries[:-1]}")
         at = torch.tensor([position[e] for e in entries])
         with_end = torch.tensor([*at.tolist(), len(self)])
@@ -120,7 +120,9 @@ class Grid:
         """What the model is shown at grid point `at`."""
         if not self.scales_input:
             return sample
-        return sample / ((self.signal[at] ** 2 + self.noise[at] ** 2) ** 0.5).item()
+        # in float32, as diffusers scales: our loop and a pipeline's then agree to the bit
+        a, s = self.signal[at].float(), self.noise[at].float()
+        return sample / (s**2 + a**2) ** 0.5
 
 
 def _upcast(x: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 """The data that passes between the parts. Shape alphabet: `b` batch, `k` neighbours, `n` rows, `d` flattened
-dimension, `*s` sample shape, `m` grid points, `l` leaps.
+dimension, `*s` sample shape, `m` grid points, `p` = m + 1 with the end, `l` leaps.
 """
 
 from __future__ import annotations

@@ -84,6 +84,10 @@ class SolverAdapter(ABC):
         """Whether a step consumes the sample it is given and works on any grid, as a coarse plan needs."""
         return True
 
+    def identity(self) -> Mapping[str, Any]:
+        """What tells this solver from others, fit for JSON: tables derived for one are not served to another."""
+        return {"class": type(self).__qualname__, "settings": repr(self)}
+
     def restart(self, state: SolverState) -> SolverState:
         """The state at the same position with no memory, such that the next steps warm up correctly."""
         return replace(self.init(state.grid), position=state.position)
@@ -98,7 +102,8 @@ class SolverAdapter(ABC):
             position: 0 … m.
             leaves: the tensors to hold, named as `SolverState.leaves` names them; None keeps the placeholders.
         """
-        state, x = self.init(grid), torch.zeros(1, 1)
+        # four dimensions, for solvers that threshold a sample channel by channel
+        state, x = self.init(grid), torch.zeros(1, 1, 1, 1)
         while state.position < position:
             x, state = self.step(torch.zeros_like(x), x, state)
         return state if leaves is None else state.with_leaves(leaves)
