@@ -104,7 +104,9 @@ def derive(source: Source, recipe: Mapping[str, Any], compute: Callable[[Rows], 
     """The table of a recipe: found, or computed and kept; see `KnowledgeBase.derive`."""
     plain: dict[str, Any] = files.encode(recipe, "recipe")
     identity = {"schema": _SCHEMA, "recipe": plain, "manifest": source.manifest_hash}
-    folder = source.path / FOLDER / files.digest(files.dump(identity))[:32]
+    folder = source.path / FOLDER / _folder_name(identity)
+    if folder.parent.is_symlink():
+        raise KnowledgeBaseError(f"{folder.parent}: is a link, which may lead anywhere; remove it")
     with contextlib.suppress(KnowledgeBaseError):  # whatever is wrong with it, it can be computed again
         return _load(folder, identity, source.rows)
     try:
@@ -133,7 +135,7 @@ def listing(path: Path, manifest_hash: str) -> list[dict[str, Any]]:
             found.append(
                 {
                     "name": folder.name,
-                    "recipe": said["identity"].get("recipe"),
+                    "recipe": said["identity"]["recipe"],
                     "bytes": said["bytes"],
                     "current": current,
                 }
@@ -146,10 +148,16 @@ def damaged(path: Path, manifest_hash: str) -> Iterator[tuple[str, str]]:
     for folder in _tables(path):
         try:
             said = _said(folder)
-            if said["identity"].get("manifest") == manifest_hash:
+            if folder.name != _folder_name(said["identity"]):
+                raise KnowledgeBaseError(f"{folder / RECIPE}: is of another table: changed, damaged or misplaced")
+            if said["identity"]["manifest"] == manifest_hash:
                 _load(folder, said["identity"], said["rows"], thoroughly=True)
         except KnowledgeBaseError as e:
             yield f"{FOLDER}/{folder.name}", f"{e}; delete this folder, it will be computed again"
+
+
+def _folder_name(identity: Mapping[str, Any]) -> str:
+    return files.digest(files.dump(identity))[:32]
 
 
 def _tables(path: Path) -> list[Path]:
@@ -167,8 +175,7 @@ def _said(folder: Path) -> dict[str, Any]:
         {"identity": OBJECT, "rows": NATURAL, "bytes": POSITIVE, "sha256": HASH},
         str(folder / RECIPE),
     )
-    if "manifest" not in said["identity"]:
-        raise KnowledgeBaseError(f"{folder / RECIPE}: does not say which manifest it is of")
+    take(said["identity"], {"schema": POSITIVE, "recipe": OBJECT, "manifest": HASH}, str(folder / RECIPE))
     return said
 
 
@@ -178,7 +185,7 @@ def _load(folder: Path, identity: Mapping[str, Any], rows: int, *, thoroughly: b
     Raises:
         KnowledgeBaseError: there is none, or it is not what was written.
     """
-    if folder.is_symlink() or folder.parent.is_symlink():
+    if folder.is_symlink():
         raise KnowledgeBaseError(f"{folder}: is a link, which may lead anywhere")
     said, path = _said(folder), folder / TABLE
     if said["identity"] != identity or said["rows"] != rows:

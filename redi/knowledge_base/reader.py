@@ -17,11 +17,12 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from redi.errors import InvalidInputError, KnowledgeBaseError
-from redi.knowledge_base import derived, files, layout
+from redi.knowledge_base import derived, layout
 from redi.knowledge_base.config import Config
 from redi.knowledge_base.derived import Derived
 from redi.knowledge_base.fingerprint import Fingerprint
-from redi.knowledge_base.manifest import CONFIG, MANIFEST, SHARDS, Manifest, Shard
+from redi.knowledge_base.inspection import checked_shard, look, read_prompts
+from redi.knowledge_base.manifest import Manifest, Shard
 from redi.knowledge_base.tensorfile import TensorFile
 from redi.types import Record, Rows
 
@@ -58,23 +59,11 @@ class KnowledgeBase:
                 unreadable; all of them are named.
         """
         path = Path(path)
-        if not path.is_dir():
-            raise KnowledgeBaseError(f"{path} is not a folder; expected a knowledge base, as `redi build` makes it")
-        if not (path / CONFIG).exists() and not (path / MANIFEST).exists():
-            raise KnowledgeBaseError(f"{path} is not a knowledge base: it has neither {CONFIG} nor {MANIFEST}")
-        config, config_hash = Config.read(path / CONFIG)
-        manifest, manifest_hash = Manifest.read(path / MANIFEST)
-        wrong = list(unlike(config, config_hash, manifest))
-        for shard in manifest.shards:
-            for file, expected in ((shard.file, shard.bytes), (shard.prompts_file, shard.prompts_bytes)):
-                if what := missized(path / file, expected):
-                    wrong.append(f"{file}: {what}")
-        if manifest.shards and (path / SHARDS).is_symlink():
-            wrong.insert(0, f"{SHARDS}: is a link, which may lead anywhere; put the folder itself there")
-        if wrong:
-            lines = "\n".join(f"  {w}" for w in wrong)
+        seen = look(path)
+        if seen.problems or seen.config is None or seen.manifest is None:
+            lines = "\n".join(f"  {file}: {what}" for file, what in seen.problems)
             raise KnowledgeBaseError(f"{path} is damaged:\n{lines}\nrestore these files, or build it anew")
-        return cls(path, config, manifest, manifest_hash)
+        return cls(path, seen.config, seen.manifest, seen.manifest_hash)
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -247,58 +236,3 @@ class KnowledgeBase:
     def _require_rows(self) -> None:
         if not len(self):
             raise KnowledgeBaseError(f"{self.path} has no finished rows yet; go on with `redi build`")
-
-
-def unlike(config: Config, config_hash: str, manifest: Manifest) -> Iterator[str]:
-    """What in a manifest does not belong to a configuration, file first."""
-    if manifest.config != config_hash:
-        yield f"{CONFIG}: is not the one that {MANIFEST} was written with; it was changed, or is another's"
-    elif manifest.shards:
-        yield from (f"{MANIFEST}: {w}" for w in layout.wrong(manifest.layout, config))
-
-
-def missized(path: Path, expected: int) -> str:
-    """What is wrong with a file by its size alone, in words, or ""."""
-    try:
-        given = files.size(path)
-    except KnowledgeBaseError as e:
-        return str(e).removeprefix(f"{path}: ")
-    if given == expected:
-        return ""
-    return f"{'truncated' if given < expected else 'too long'}: expected {expected} bytes, given {given}"
-
-
-def read_prompts(path: Path, shard: Shard) -> tuple[str, ...]:
-    """The prompts of a shard.
-
-    Raises:
-        KnowledgeBaseError: the file is not what the manifest says.
-    """
-    file = path / shard.prompts_file
-    data = files.read_bytes(file)
-    if files.digest(data) != shard.prompts_sha256:
-        raise KnowledgeBaseError(f"{file}: its sha256 differs from the manifest's: changed or damaged; restore it")
-    prompts = files.parse_json(data, file)
-    if not isinstance(prompts, list) or not all(isinstance(p, str) for p in cast("list[Any]", prompts)):
-        raise KnowledgeBaseError(f"{file}: expected a list of texts")
-    if len(cast("list[str]", prompts)) != shard.rows:
-        raise KnowledgeBaseError(f"{file}: expected {shard.rows} prompts, given {len(cast('list[str]', prompts))}")
-    return tuple(cast("list[str]", prompts))
-
-
-def checked_shard(path: Path, shard: Shard, manifest: Manifest, config: Config) -> TensorFile:
-    """A shard's tensors, if its header is what the manifest and the configuration promise.
-
-    Raises:
-        KnowledgeBaseError: it is not.
-    """
-    file = TensorFile(path / shard.file)
-    expected = {name: (layout.dtype(name, config), (shard.rows, *shape)) for name, shape in manifest.layout.items()}
-    given = {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()}
-    if given != expected:
-        names = sorted(n for n in given | expected if given.get(n) != expected.get(n))
-        n = names[0]
-        raise KnowledgeBaseError(
-            f"{file.path}: {', '.join(names)} not as promised: expected {expected.get(n)}, given {given.get(n)}"
-        )
-    return file

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -12,8 +12,8 @@ import torch
 from redi.errors import KnowledgeBaseError
 from redi.knowledge_base import derived, files, layout
 from redi.knowledge_base.config import Config
-from redi.knowledge_base.manifest import CONFIG, MANIFEST, SHARDS, Manifest, Shard
-from redi.knowledge_base.reader import checked_shard, missized, read_prompts, unlike
+from redi.knowledge_base.inspection import checked_shard, look, read_prompts, without
+from redi.knowledge_base.manifest import SHARDS, Manifest, Shard
 
 
 @final
@@ -76,56 +76,45 @@ def verify(path: str | Path, progress: Callable[[int, int], None] | None = None)
         KnowledgeBaseError: the folder holds no knowledge base at all.
     """
     path = Path(path)
-    if not path.is_dir() or not ((path / CONFIG).exists() or (path / MANIFEST).exists()):
-        raise KnowledgeBaseError(f"{path} is not a knowledge base: expected a folder with {CONFIG} and {MANIFEST}")
-    problems: list[Problem] = []
-    config = manifest = None
-    config_hash = manifest_hash = ""
-    try:
-        config, config_hash = Config.read(path / CONFIG)
-    except KnowledgeBaseError as e:
-        problems.append(_problem(path, CONFIG, e))
-    try:
-        manifest, manifest_hash = Manifest.read(path / MANIFEST)
-    except KnowledgeBaseError as e:
-        problems.append(_problem(path, MANIFEST, e))
+    seen = look(path)
+    problems = [Problem(*p) for p in seen.problems]
+    config, manifest = seen.config, seen.manifest
     if manifest is None:
         return VerifyReport(path, 0, 0, tuple(problems), ())
-    if config is not None:
-        problems += [Problem(*w.split(": ", 1)) for w in unlike(config, config_hash, manifest)]
-    if (path / SHARDS).is_symlink():
-        problems.append(Problem(SHARDS, "is a link, which may lead anywhere"))
     total, done = sum(s.bytes + s.prompts_bytes for s in manifest.shards), 0
-    seen: set[tuple[str, int]] = set()
+    known: set[tuple[str, int]] = set()
+    wrong = {p.file for p in problems}
     for shard in manifest.shards:
-        problems += _shard(path, shard, manifest, config, seen)
+        problems += _shard(path, shard, manifest, config, wrong, known)
         done += shard.bytes + shard.prompts_bytes
         if progress is not None:
             progress(done, total)
-    problems += [Problem(file, what) for file, what in derived.damaged(path, manifest_hash)]
+    problems += [Problem(file, what) for file, what in derived.damaged(path, seen.manifest_hash)]
     listed = {f for s in manifest.shards for f in (s.file, s.prompts_file)}
     there = (f"{SHARDS}/{p.name}" for p in (path / SHARDS).iterdir()) if (path / SHARDS).is_dir() else ()
     return VerifyReport(path, manifest.rows, done, tuple(problems), tuple(sorted(set(there) - listed)))
 
 
 def _shard(
-    path: Path, shard: Shard, manifest: Manifest, config: Config | None, seen: set[tuple[str, int]]
+    path: Path,
+    shard: Shard,
+    manifest: Manifest,
+    config: Config | None,
+    wrong: Collection[str],
+    known: set[tuple[str, int]],
 ) -> list[Problem]:
     """At most one problem for each of a shard's two files: the first one found is what the others come from."""
     problems: list[Problem] = []
     prompts: tuple[str, ...] = ()
-    if what := missized(path / shard.prompts_file, shard.prompts_bytes):
-        problems.append(Problem(shard.prompts_file, what))
-    else:
-        try:
-            prompts = read_prompts(path, shard)
-        except KnowledgeBaseError as e:
-            problems.append(_problem(path, shard.prompts_file, e))
     try:
-        if what := missized(path / shard.file, shard.bytes):
-            raise KnowledgeBaseError(what)
+        prompts = () if shard.prompts_file in wrong else read_prompts(path, shard)
+    except KnowledgeBaseError as e:
+        problems.append(Problem(shard.prompts_file, without(path / shard.prompts_file, e)))
+    if shard.file in wrong:
+        return problems
+    try:
         if files.digest_file(path / shard.file) != shard.sha256:
-            raise KnowledgeBaseError("its sha256 differs from the manifest's: changed or damaged")
+            raise KnowledgeBaseError("its sha256 differs from the manifest's: changed or damaged; restore it")
         if config is not None:
             tensors = checked_shard(path, shard, manifest, config).tensors
             if broken := [name for name, t in tensors.items() if not bool(torch.isfinite(t).all())]:
@@ -135,13 +124,9 @@ def _shard(
             if int(ids.min()) < 0 or (isinstance(bank, int) and int(ids.max()) >= bank):
                 raise KnowledgeBaseError(f"noise ids {int(ids.min())} … {int(ids.max())} are not of a bank of {bank}")
             for key in zip(prompts, ids.tolist(), strict=False):
-                if key in seen:
+                if key in known:
                     raise KnowledgeBaseError(f"prompt {key[0]!r} with noise {key[1]} occurs twice")
-                seen.add(key)
+                known.add(key)
     except KnowledgeBaseError as e:
-        problems.append(_problem(path, shard.file, e))
+        problems.append(Problem(shard.file, without(path / shard.file, e)))
     return problems
-
-
-def _problem(path: Path, file: str, error: KnowledgeBaseError) -> Problem:
-    return Problem(file, str(error).removeprefix(f"{path / file}: "))
