@@ -1,0 +1,118 @@
+"""What solvers, combiners, transports and plans are called on the command line. Nowhere else is a string a class."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from redi.errors import InvalidInputError, UnsupportedSolverError
+
+if TYPE_CHECKING:
+    from redi.combiners import Combiner
+    from redi.plan import Plan
+    from redi.solvers import DiffusersSolver
+    from redi.transports import Transport
+
+SOLVERS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "dpmsolver++3": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 3}),
+    "dpmsolver-singlestep": ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "deis": ("DEISMultistepScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "ipndm": ("IPNDMScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "flow-euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "flow-heun": ("FlowMatchHeunDiscreteScheduler", {}),
+}
+COMBINERS: Final = ("nearest", "least-squares", "nnls", "affine")
+TRANSPORTS: Final = ("value", "residual", "defect")
+
+# these walk a flow's schedule when they are told to; the others of a diffusion model cannot
+_CAN_FLOW: Final = ("dpmsolver++", "dpmsolver++3", "deis", "unipc")
+
+
+def solver(name: str, trained: Any) -> DiffusersSolver:
+    """The solver of this name for a model whose pipeline came with the scheduler `trained`.
+
+    Raises:
+        InvalidInputError: there is no such solver.
+        UnsupportedSolverError: the model was trained for another kind.
+    """
+    if name not in SOLVERS:
+        raise InvalidInputError(f"there is no solver {name!r}; there is: {', '.join(SOLVERS)}")
+    import diffusers
+
+    from redi.solvers import DiffusersSolver
+
+    class_name, settings = SOLVERS[name]
+    theirs = type(trained).__name__
+    flow = theirs.startswith("FlowMatch") or trained.config.get("prediction_type") == "flow_prediction"
+    if name == "ipndm" and theirs != class_name:
+        raise UnsupportedSolverError(
+            f"ipndm walks a noise schedule of its own, which this model (it came with {theirs}) was not trained on; "
+            "use lms or deis, which are of the same family"
+        )
+    if name.startswith("flow-") and not flow:
+        raise UnsupportedSolverError(
+            f"{name} is for models trained by flow matching; this one came with {theirs}; use dpmsolver++ or euler"
+        )
+    if flow and not name.startswith("flow-"):
+        if name not in _CAN_FLOW:
+            raise UnsupportedSolverError(
+                f"this model was trained by flow matching (it came with {theirs}), which {name} cannot walk; "
+                f"use flow-euler, flow-heun, {', '.join(_CAN_FLOW)}"
+            )
+        shift = trained.config.get("shift", trained.config.get("flow_shift", 1.0))
+        settings = {**settings, "use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+    return DiffusersSolver.of(getattr(diffusers, class_name).from_config(trained.config, **settings))
+
+
+def combiner(text: str) -> Combiner:
+    """The combiner of this name; `affine:0.5` gives the ridge.
+
+    Raises:
+        InvalidInputError: there is no such combiner, or the ridge is no number.
+    """
+    from redi.combiners import NNLS, Affine, LeastSquares, Nearest
+
+    name, _, ridge = text.partition(":")
+    plain: dict[str, type[Combiner]] = {"nearest": Nearest, "least-squares": LeastSquares, "nnls": NNLS}
+    if name in plain and not ridge:
+        return plain[name]()
+    if name == "affine":
+        try:
+            return Affine(ridge=float(ridge)) if ridge else Affine()
+        except ValueError as e:
+            raise InvalidInputError(f"--combiner {text}: the ridge must be a number ≥ 0, given {ridge!r}") from e
+    raise InvalidInputError(f"there is no combiner {text!r}; there is: {', '.join(COMBINERS)}, affine:RIDGE")
+
+
+def transport(name: str) -> Transport:
+    """The transport of this name.
+
+    Raises:
+        InvalidInputError: there is none.
+    """
+    from redi.transports import Defect, Residual, Value
+
+    kinds: dict[str, type[Transport]] = {"value": Value, "residual": Residual, "defect": Defect}
+    if name not in kinds:
+        raise InvalidInputError(f"there is no transport {name!r}; there is: {', '.join(TRANSPORTS)}")
+    return kinds[name]()
+
+
+def plans(text: str) -> Sequence[Plan]:
+    """One or several plans with commas between them.
+
+    Raises:
+        PlanError: one cannot be read.
+    """
+    from redi.plan import Plan
+
+    # an `at:` plan has commas of its own, before digits
+    return list(dict.fromkeys(Plan.parse(part) for part in re.split(r",\s*(?=[a-z])", text.strip())))

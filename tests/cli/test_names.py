@@ -1,0 +1,105 @@
+"""Strings of the command line become exactly the classes they name."""
+
+from __future__ import annotations
+
+import pytest
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, IPNDMScheduler
+
+from redi.cli import names
+from redi.combiners import NNLS, Affine, LeastSquares, Nearest
+from redi.errors import InvalidInputError, PlanError, ReDiError, UnsupportedSolverError
+from redi.plan import Plan
+from redi.transports import Defect, Residual, Value
+
+DIFFUSION = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
+FLOW = FlowMatchEulerDiscreteScheduler(shift=3.0)
+FLOWING = ("flow-euler", "flow-heun", "dpmsolver++", "dpmsolver++3", "deis", "unipc")
+
+
+@pytest.mark.parametrize("name", [n for n in names.SOLVERS if not n.startswith("flow") and n != "ipndm"])
+def test_every_diffusion_solver_keeps_the_schedule_the_model_was_trained_on(name: str) -> None:
+    solver = names.solver(name, DIFFUSION)
+    assert solver.name == names.SOLVERS[name][0]
+    for setting in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps"):
+        assert solver.config[setting] == DIFFUSION.config[setting]
+    assert solver.schedule(10).steps == 10
+
+
+@pytest.mark.parametrize(("name", "order"), [("dpmsolver++", 2), ("dpmsolver++3", 3), ("dpmsolver-singlestep", 2)])
+def test_orders(name: str, order: int) -> None:
+    assert names.solver(name, DIFFUSION).config["solver_order"] == order
+
+
+@pytest.mark.parametrize("name", FLOWING)
+def test_solvers_of_flow_models_predict_flow(name: str) -> None:
+    grid = names.solver(name, FLOW).schedule(10)
+    assert grid.prediction == "flow_prediction"
+    assert (grid.signal + grid.noise).allclose((grid.signal + grid.noise).new_ones(()), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["flow-euler", "flow-heun", "ipndm"])
+def test_solvers_of_other_models_are_refused(name: str) -> None:
+    with pytest.raises(UnsupportedSolverError, match=name):
+        names.solver(name, DIFFUSION)
+
+
+@pytest.mark.parametrize("name", sorted(set(names.SOLVERS) - set(FLOWING)))
+def test_diffusion_solvers_are_refused_for_flow_models(name: str) -> None:
+    with pytest.raises(UnsupportedSolverError, match=name):
+        names.solver(name, FLOW)
+
+
+def test_ipndm_for_its_own_models() -> None:
+    assert names.solver("ipndm", IPNDMScheduler()).name == "IPNDMScheduler"
+
+
+def test_unknown_solver_lists_the_known() -> None:
+    with pytest.raises(InvalidInputError, match=r"'magic'.*ddim, pndm, dpmsolver"):
+        names.solver("magic", DIFFUSION)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("nearest", Nearest()),
+        ("least-squares", LeastSquares()),
+        ("nnls", NNLS()),
+        ("affine", Affine()),
+        ("affine:0.5", Affine(ridge=0.5)),
+        ("affine:0", Affine(ridge=0.0)),
+    ],
+)
+def test_combiners(text: str, expected: object) -> None:
+    assert names.combiner(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "affine:x", "affine:-1", "affine:nan", "nearest:1", "mean"])
+def test_combiners_that_are_none(text: str) -> None:
+    with pytest.raises(ReDiError):
+        names.combiner(text)
+
+
+def test_transports() -> None:
+    assert [names.transport(n) for n in names.TRANSPORTS] == [Value(), Residual(), Defect()]
+    with pytest.raises(InvalidInputError, match="value, residual, defect"):
+        names.transport("beam")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("coarse:8/40", [Plan.coarse(8, 40)]),
+        ("coarse:8/40,coarse:5/40", [Plan.coarse(8, 40), Plan.coarse(5, 40)]),
+        ("at:0,5,20/40", [Plan.of([0, 5, 20], 40)]),
+        ("at:0,5,20/40, jump:5:8/40,coarse:8/40", [Plan.of([0, 5, 20], 40), Plan.jump(5, 8, 40), Plan.coarse(8, 40)]),
+        ("coarse:8/40,coarse:8/40", [Plan.coarse(8, 40)]),
+    ],
+)
+def test_plans_are_told_apart_by_their_commas(text: str, expected: list[Plan]) -> None:
+    assert names.plans(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "coarse:8", "coarse:8/40,", "leap:1/2", "jump:8:5/20"])
+def test_plans_that_are_none(text: str) -> None:
+    with pytest.raises(PlanError):
+        names.plans(text)
