@@ -54,7 +54,10 @@ class DiffusersSolver(SolverAdapter):
         if spec.layout == "singlestep" and mine.config.final_sigmas_type == "zero":
             # set_timesteps changes this setting, with a warning; so a used scheduler and a new one are the same.
             mine.register_to_config(lower_order_final=True)
-        return cls(spec.name, {"class": spec.name, **_plain_settings(mine.config)}, mine)
+        # `from_config` of diffusers leaves in it what the scheduler it came from could be told, and this one cannot
+        own = inspect.signature(type(mine).__init__).parameters
+        settings = {k: v for k, v in _plain_settings(mine.config).items() if k in own}
+        return cls(spec.name, {"class": spec.name, **settings}, mine)
 
     @classmethod
     def from_config(cls, class_name: str, config: Mapping[str, Any]) -> DiffusersSolver:

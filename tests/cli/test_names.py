@@ -9,6 +9,7 @@ from redi.cli import names
 from redi.combiners import NNLS, Affine, LeastSquares, Nearest
 from redi.errors import InvalidInputError, PlanError, ReDiError, UnsupportedSolverError
 from redi.plan import Plan
+from redi.solvers import DiffusersSolver
 from redi.transports import Defect, Residual, Value
 
 DIFFUSION = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
@@ -23,6 +24,9 @@ def test_every_diffusion_solver_keeps_the_schedule_the_model_was_trained_on(name
     for setting in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps"):
         assert solver.config[setting] == DIFFUSION.config[setting]
     assert solver.schedule(10).steps == 10
+    again = DiffusersSolver.from_config(solver.name, solver.config)
+    assert again == solver
+    assert again.schedule(10).timesteps.equal(solver.schedule(10).timesteps)
 
 
 @pytest.mark.parametrize(("name", "order"), [("dpmsolver++", 2), ("dpmsolver++3", 3), ("dpmsolver-singlestep", 2)])
