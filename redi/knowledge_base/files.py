@@ -119,27 +119,29 @@ def digest_file(path: Path) -> str:
 
 
 @contextmanager
-def replacing(path: Path) -> Generator[Path, None, None]:
+def replacing(path: Path, *, durable: bool = True) -> Generator[Path, None, None]:
     """A temporary path in the same folder, put in the place of `path` when the block ends well.
 
     A reader sees the old file or the whole new one, also after a power cut: the content reaches the disk before the
-    name does. Nothing stays behind when the block raises.
+    name does (unless `durable` is false). Nothing stays behind when the block raises.
     """
     temporary = path.with_name(path.name + TEMPORARY)
     try:
         yield temporary
-        sync(temporary)
+        if durable:
+            sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    sync(path.parent)
+    if durable:
+        sync(path.parent)
 
 
-def write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Replace `path` with `data`, whole or not at all."""
-    with replacing(path) as temporary:
+    with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(data)
 
 

@@ -97,7 +97,11 @@ class Manifest:
             "layout": {name: list(shape) for name, shape in self.layout.items()},
             "shards": [asdict(s) for s in self.shards],
         }
-        return files.dump(body | {"checksum": files.digest(files.dump(body))})
+        body["checksum"] = _checksum(body)
+        # one field or shard a line: people can read it, and the fast encoder still writes it
+        lines = [f"{_compact(name)}: {_compact(body[name])}" for name in body if name != "shards"]
+        shards = ",\n".join(map(_compact, body["shards"]))
+        return ("{\n" + ",\n".join(lines) + f',\n"shards": [\n{shards}\n]\n}}\n').encode("utf-8")
 
     @classmethod
     def read(cls, path: Path) -> tuple[Manifest, str]:
@@ -132,7 +136,15 @@ class Manifest:
         shards = tuple(Shard.from_json(s) for s in given["shards"])
         if len({s.name for s in shards}) < len(shards):
             raise KnowledgeBaseError("manifest: a shard is listed twice")
-        if files.digest(files.dump(body)) != given["checksum"]:
+        if _checksum(body) != given["checksum"]:
             raise KnowledgeBaseError("manifest: its checksum differs: the file was changed or damaged")
         layout = {name: tuple(shape) for name, shape in given["layout"].items()}
         return cls(given["config"], layout, shards)
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    return files.digest(files.dump(body, indent=None))
+
+
+def _compact(value: Any) -> str:
+    return files.dump(value, indent=None).decode("utf-8").strip()

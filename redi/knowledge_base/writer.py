@@ -234,7 +234,7 @@ class Writer:
             {name: tensor[count:] for name, tensor in self._pending.items()} if self._pending_prompts else {}
         )
         with _disk(self.path):
-            files.write(self.path / "README.md", card(self.config, manifest).encode("utf-8"))
+            files.write(self.path / "README.md", card(self.config, manifest).encode("utf-8"), durable=False)
 
 
 def _continue(path: Path, config: Config) -> tuple[Manifest, set[tuple[str, int]]]:
