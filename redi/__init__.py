@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from redi import zoo
     from redi.backends import Exact, Index, Retriever
+    from redi.builder import build
     from redi.combiners import NNLS, Affine, Combiner, LeastSquares, Nearest
     from redi.engine import ReDiEngine
     from redi.errors import ReDiError
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from redi.knowledge_base import KnowledgeBase
     from redi.noise import NoiseBank
     from redi.plan import Plan
-    from redi.recorder import build
     from redi.scheduler import disable, enable, report, switch_prompt
     from redi.solvers import DiffusersSolver, SolverAdapter
     from redi.transports import Defect, Residual, Transport, Value
@@ -48,12 +49,14 @@ _HOME = {
     "SolverAdapter": "solvers",
     "Transport": "transports",
     "Value": "transports",
-    "build": "recorder",
+    "build": "builder",
     "disable": "scheduler",
     "enable": "scheduler",
     "report": "scheduler",
     "switch_prompt": "scheduler",
 }
+
+_MODULES = ("zoo",)
 
 __all__ = [
     "NNLS",
@@ -83,12 +86,15 @@ __all__ = [
     "enable",
     "report",
     "switch_prompt",
+    "zoo",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"redi.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"redi.{name}")
     raise AttributeError(f"module 'redi' has no attribute {name!r}")
 
 

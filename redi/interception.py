@@ -8,12 +8,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Final, Protocol, final
+from typing import Any, Final, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from redi.errors import InvalidInputError
@@ -21,30 +23,30 @@ from redi.errors import InvalidInputError
 _SLOT: Final = "_redi_interception"
 
 
-class Listener(Protocol):
-    """What an interception hands a pipeline's call to."""
+class Listener(ABC):
+    """What an interception hands a pipeline's call to. A subclass owes `call` and `step`; the rest it may leave be."""
 
+    @abstractmethod
     def call(self, pipe: Any, proceed: Callable[..., Any], arguments: dict[str, Any], given: frozenset[str]) -> Any:
         """The whole call: `arguments` with defaults filled in, the names `given` by the caller."""
-        ...
 
-    def noise(self, drawn: Tensor, passed: bool, before: list[bytes] | None) -> Tensor:
-        """The starting sample, after the pipeline drew it (or was `passed` one by its caller)."""
-        ...
-
-    def embedded(self, embeddings: Tensor) -> None:
-        """The prompt embeddings the pipeline computed, (b, tokens, e)."""
-        ...
-
-    def set_timesteps(self, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The scheduler is told how many steps."""
-        ...
-
+    @abstractmethod
     def step(
         self, proceed: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any
     ) -> Any:
         """The scheduler takes a step."""
-        ...
+
+    def noise(self, drawn: Tensor, passed: bool, before: list[bytes] | None) -> Tensor:
+        """The starting sample, after the pipeline drew it, or was `passed` one; `before`: its generators' states."""
+        return drawn
+
+    def embedded(self, embeddings: Float[Tensor, "b tokens e"]) -> None:
+        """The prompt embeddings the pipeline computed."""
+        return None
+
+    def set_timesteps(self, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The scheduler is told how many steps."""
+        proceed(*args, **kwargs)
 
 
 @final
@@ -78,8 +80,7 @@ class Interception:
                 raise InvalidInputError(f"expected a diffusers pipeline with a {name}, given {type(pipe).__name__}")
         if "image" in inspect.signature(pipe.prepare_latents).parameters:
             raise InvalidInputError(
-                f"{type(pipe).__name__} starts from a picture, not from noise of the bank; "
-                "use its text-to-image form"
+                f"{type(pipe).__name__} starts from a picture, not from noise of the bank; use its text-to-image form"
             )
         self._class, self._scheduler = type(pipe), pipe.scheduler
         vars(pipe)[_SLOT] = self
@@ -104,15 +105,10 @@ class Interception:
             vars(pipe).pop(name, None)
         pipe.scheduler = self._scheduler
 
-    @property
-    def original_scheduler(self) -> Any:
-        """The pipeline's own scheduler, waiting."""
-        return self._scheduler
 
-    @property
-    def loop_code(self) -> Any:
-        """The code object of the pipeline's own loop."""
-        return inspect.unwrap(self._class.__call__).__code__
+def loop_code(pipe: Any) -> Any:
+    """The code object of a pipeline's own loop, by which that loop is recognised."""
+    return inspect.unwrap(type(pipe).__call__).__code__
 
 
 def active(pipe: Any) -> Interception | None:
@@ -135,11 +131,19 @@ def _calling_us(cls: type) -> type:
         arguments |= arguments.pop("kwargs", {})
         return vars(pipe)[_SLOT].listener.call(pipe, functools.partial(proceed, pipe), arguments, given)
 
-    return type(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__, "__qualname__": cls.__qualname__})
+    return type(
+        cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    )
 
 
 def _step(
-    it: Interception, proceed: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor, *a: Any, **kw: Any
+    it: Interception,
+    proceed: Callable[..., Any],
+    model_output: Tensor,
+    timestep: Any,
+    sample: Tensor,
+    *a: Any,
+    **kw: Any,
 ) -> Any:
     return it.listener.step(functools.partial(_with, proceed, a), model_output, timestep, sample, **kw)
 

@@ -5,23 +5,17 @@ The pipeline's own loop does the sampling, so whatever it does (guidance, extra 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, final
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from redi.errors import InvalidInputError
-from redi.interception import Interception
-from redi.knowledge_base import Config, Fingerprint, KnowledgeBase, Writer, weight_hash
-from redi.noise import NoiseBank
-from redi.plan import Plan, Route
-from redi.solvers import DiffusersSolver, snapshot
-from redi.transports import needs
+from redi.interception import Interception, Listener
+from redi.solvers import DiffusersSolver, SolverAdapter, snapshot
 from redi.types import Record, Rows
 
 
@@ -31,14 +25,13 @@ class _EnoughError(Exception):
 
 @final
 @dataclass
-class Recorder:
+class Recorder(Listener):
     """Listens to one fine run of a pipeline and keeps the entries of `record`."""
 
     solver: DiffusersSolver
     steps: int
     record: Record
     stop_early: bool = True
-    start: Tensor | None = None
     samples: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     denoised: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     history: dict[int, dict[str, Tensor]] = field(default_factory=dict[int, dict[str, Tensor]])
@@ -58,17 +51,9 @@ class Recorder:
         except _EnoughError:
             return None
 
-    def noise(self, drawn: Tensor, passed: bool, before: list[bytes] | None) -> Tensor:
-        """Leave the noise as it is."""
-        return drawn
-
     def embedded(self, embeddings: Tensor) -> None:
         """Keep the mean over tokens."""
         self.embeddings = embeddings.detach().float().mean(1).cpu()
-
-    def set_timesteps(self, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Leave the schedule as it is."""
-        proceed(*args, **kwargs)
 
     def step(
         self, proceed: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any
@@ -81,7 +66,7 @@ class Recorder:
         out = proceed(model_output, timestep, sample, **kwargs)
         self.entry = e + 1
         if self.entry in self.record.history:
-            leaves = snapshot(self.scheduler, self.grid).leaves()
+            leaves = snapshot(self.scheduler, self.grid, self.entry).leaves()
             self.history[self.entry] = {name: leaf.detach().cpu() for name, leaf in leaves.items()}
         if self.entry == self.grid.fine or (self.stop_early and self.entry >= self.record.last):
             self.keep_sample(self.entry, out[0])
@@ -101,7 +86,7 @@ class Recorder:
 
 
 @contextmanager
-def listening(pipe: Any, recorder: Recorder) -> Iterator[Recorder]:
+def listening(pipe: Any, recorder: Recorder) -> Generator[Recorder]:
     """Install a recorder for the block."""
     interception = Interception(pipe, recorder.solver.scheduler(), recorder)
     interception.install()
@@ -111,189 +96,45 @@ def listening(pipe: Any, recorder: Recorder) -> Iterator[Recorder]:
         interception.remove()
 
 
-def network(pipe: Any) -> torch.nn.Module:
-    """The denoising network of a pipeline: its `unet` or `transformer`."""
-    for name in ("unet", "transformer"):
-        module = getattr(pipe, name, None)
-        if isinstance(module, torch.nn.Module):
-            return module
-    raise InvalidInputError(f"expected a pipeline with a unet or a transformer, given {type(pipe).__name__}")
-
-
-def fingerprint(
-    pipe: Any,
-    solver: DiffusersSolver,
-    *,
+@torch.no_grad()
+def trajectory(
+    denoise: Callable[..., Tensor],
+    noise: Float[Tensor, "b *s"],
+    solver: SolverAdapter,
     steps: int,
-    guidance: float,
-    sample_shape: Sequence[int],
-    height: int | None = None,
-    width: int | None = None,
-    guidance_rescale: float = 0.0,
-    negative_prompt: str = "",
-    model: str | None = None,
-) -> Fingerprint:
-    """What a pipeline and its settings are, so that rows are served only where they belong.
-
-    Args:
-        pipe: the pipeline; network and text encoders are hashed.
-        solver: the solver that runs.
-        steps: fine solver steps.
-        guidance: classifier-free guidance scale.
-        sample_shape: shape of one sample.
-        height: picture height in pixels.
-        width: picture width in pixels.
-        guidance_rescale: as the pipeline's argument.
-        negative_prompt: as the pipeline's argument, "" for none.
-        model: a name for the model; None takes the folder or Hub id it was loaded from.
-    """
-    net = network(pipe)
-    encoders = [
-        (name, module)
-        for name, module in sorted(pipe.components.items())
-        if name.startswith("text_encoder") and isinstance(module, torch.nn.Module)
-    ]
-    tensors = (
-        (f"{part}.{name}", tensor)
-        for part, module in [("network", net), *encoders]
-        for name, tensor in module.state_dict().items()
-    )
-    active = getattr(pipe, "get_active_adapters", list)
-    return Fingerprint(
-        model=model or str(pipe.config.get("_name_or_path", "") or type(pipe).__name__),
-        weights=weight_hash(tensors),
-        adapters=tuple(active()) if getattr(net, "peft_config", None) else (),
-        pipeline=type(pipe).__name__,
-        scheduler=solver.name,
-        scheduler_config=dict(solver.config),
-        steps=steps,
-        guidance=float(guidance),
-        guidance_rescale=float(guidance_rescale),
-        negative_prompt=negative_prompt,
-        height=height,
-        width=width,
-        dtype=str(net.dtype).removeprefix("torch."),
-        sample_shape=tuple(sample_shape),
-    )
-
-
-@final
-@dataclass(frozen=True)
-class Progress:
-    """Where a build stands."""
-
-    done: int
-    total: int
-    seconds: float
-
-
-def build(
-    pipe: Any,
-    prompts: Iterable[str],
-    folder: str | Path,
+    record: Record,
     *,
-    plans: Sequence[Plan],
-    solver: DiffusersSolver | None = None,
-    noises: int = 1,
-    seed: int = 0,
-    diversity: float = 0.0,
-    guidance: float = 7.5,
-    height: int | None = None,
-    width: int | None = None,
-    negative_prompt: str = "",
-    batch_size: int = 16,
-    storage: str = "float16",
-    model: str | None = None,
-    progress: Callable[[Progress], None] | None = None,
-) -> KnowledgeBase:
-    """Algorithm 1 of the paper: run every prompt from every bank noise finely and keep what the plans need.
-
-    A folder that holds a knowledge base of the same settings is continued: finished rows are not computed again.
+    noise_ids: Int64[Tensor, " b"],
+    prompts: Sequence[str],
+    condition: Any = None,
+) -> tuple[Float[Tensor, "b *s"], Rows]:
+    """A fine run of any denoiser in our own loop: x at the last entry needed, and the rows to store.
 
     Args:
-        pipe: a diffusers pipeline.
-        prompts: one row each, per noise.
-        folder: where the knowledge base goes.
-        plans: what it shall serve; all of the same fine steps.
-        solver: the fine solver; None is the pipeline's own scheduler.
-        noises: M, starting noises in the bank.
-        seed: of the bank.
-        diversity: η, how far from its bank noise a query may start.
-        guidance: classifier-free guidance scale.
-        height: in pixels; None is the pipeline's default.
-        width: likewise.
-        negative_prompt: for every row.
-        batch_size: pictures per pipeline call.
-        storage: dtype on disk.
-        model: a name for the model.
-        progress: told after every batch.
-
-    Returns:
-        The knowledge base, opened.
+        denoise: as for `ReDiEngine.sample`.
+        noise: unit-variance starting noise.
+        solver: the fine solver.
+        steps: its steps.
+        record: what to keep; the run stops after the last entry of it.
+        noise_ids: which bank noise each sample starts from.
+        prompts: names of the rows.
+        condition: handed to `denoise`.
     """
-    prompts = list(dict.fromkeys(prompts))
-    if not prompts or not plans:
-        raise InvalidInputError("a knowledge base needs at least one prompt and one plan, given none")
-    if len({p.fine for p in plans}) > 1:
-        raise InvalidInputError(f"plans of one build share their fine steps, given {', '.join(map(str, plans))}")
-    solver = solver or DiffusersSolver.of(pipe.scheduler)
-    steps = plans[0].fine
-    schedule = solver.schedule(steps)
-    record = Record()
-    for plan in plans:
-        record |= needs(Route.lay(plan, schedule), solver)
-    net: Any = network(pipe)
-    factor = int(getattr(pipe, "vae_scale_factor", 8))
-    size = net.config.sample_size
-    rows, columns = size if isinstance(size, (tuple, list)) else (size, size)
-    height, width = height or rows * factor, width or columns * factor
-    shape = (int(net.config.in_channels), height // factor, width // factor)
-    bank = NoiseBank(seed=seed, size=noises, shape=shape, diversity=diversity)
-    mark = fingerprint(
-        pipe,
-        solver,
-        steps=steps,
-        guidance=guidance,
-        sample_shape=shape,
-        height=height,
-        width=width,
-        negative_prompt=negative_prompt,
-        model=model,
-    )
-    config = Config(
-        fingerprint=mark, record=record, noise=bank.to_json(), plans=tuple(map(str, plans)), storage=storage
-    )
-    recorder = Recorder(solver, steps, record)
-    start = time.monotonic()
-    with Writer.open(Path(folder), config) as writer, listening(pipe, recorder), _quiet(pipe):
-        todo = [(p, n) for n in range(noises) for p in prompts if (p, n) not in writer.done]
-        total = len(prompts) * noises
-        for i in range(0, len(todo), batch_size):
-            batch = todo[i : i + batch_size]
-            ids = torch.tensor([n for _, n in batch])
-            arguments: dict[str, Any] = {"negative_prompt": [negative_prompt] * len(batch)} if negative_prompt else {}
-            pipe(
-                prompt=[p for p, _ in batch],
-                latents=bank.noise(ids).to(net.device, net.dtype),
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                height=height,
-                width=width,
-                output_type="latent",
-                **arguments,
-            )
-            writer.append(recorder.rows(ids, [p for p, _ in batch]))
-            if progress is not None:
-                progress(Progress(total - len(todo) + i + len(batch), total, time.monotonic() - start))
-    return KnowledgeBase.open(Path(folder))
-
-
-@contextmanager
-def _quiet(pipe: Any) -> Iterator[None]:
-    """One bar for the whole build, not one for every batch."""
-    before = dict(getattr(pipe, "_progress_bar_config", {}))
-    pipe.set_progress_bar_config(**before | {"disable": True})
-    try:
-        yield
-    finally:
-        pipe.set_progress_bar_config(**before)
+    grid = solver.schedule(steps)
+    x, state = noise * grid.initial_scale, solver.init(grid)
+    samples: dict[int, Tensor] = {}
+    denoised: dict[int, Tensor] = {}
+    history: dict[int, dict[str, Tensor]] = {}
+    for entry in range(record.last + 1):
+        if entry in record.samples:
+            samples[entry] = x.cpu()
+        if entry in record.history:
+            history[entry] = {name: leaf.cpu() for name, leaf in state.leaves().items()}
+        if entry == record.last:
+            break
+        shown, t = grid.scale_input(x, entry), grid.timesteps[entry].to(x.device)
+        m = denoise(shown, t) if condition is None else denoise(shown, t, condition)
+        if entry in record.denoised:
+            denoised[entry] = grid.denoised(m, x, entry).cpu()
+        x, state = solver.step(m, x, state)
+    return x, Rows(samples, denoised, history, noise_ids, torch.zeros(len(prompts), 0), prompts)

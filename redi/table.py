@@ -80,7 +80,8 @@ class Table:
             )
 
         def compute(rows: Rows) -> dict[str, Tensor]:
-            found = {"bracket": brackets(rows, route, transport, solver)}
+            stored = rows.samples[route.leaps[0].start].dtype  # a bracket needs no more precision than its row had
+            found = {"bracket": brackets(rows, route, transport, solver).to(stored)}
             for at in retrieve_at:
                 found[f"key.{at}"] = _key(rows, key, route.leaps[at])
             for i, leap in enumerate(route.leaps):
@@ -92,7 +93,7 @@ class Table:
             "plan": str(route.plan),
             "called": [s.called for s in route.leaps],
             "transport": repr(transport),
-            "solver": dict(solver.config),
+            "solver": dict(solver.identity()),
             "key": key,
             "retrieve_at": list(retrieve_at),
         }

@@ -10,7 +10,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook("redi", "beartype.beartype")
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 settings.register_profile(
     "default", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )

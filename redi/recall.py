@@ -1,0 +1,51 @@
+"""What was remembered for a batch of samples, and the clock that says what remembering cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import final
+
+from jaxtyping import Bool, Float32, Int64
+from torch import Tensor
+
+
+@final
+@dataclass(frozen=True)
+class Recall:
+    """What was remembered for a batch: neighbours, their weights, and which samples may leap."""
+
+    ids: Int64[Tensor, "b k"]
+    weights: Float32[Tensor, "b k"]
+    distances: Float32[Tensor, "b k"]
+    hit: Bool[Tensor, " b"]
+
+    def __getitem__(self, rows: Tensor) -> Recall:
+        return Recall(self.ids[rows], self.weights[rows], self.distances[rows], self.hit[rows])
+
+
+@final
+@dataclass
+class Stopwatch:
+    """Wall seconds by stage of one generation."""
+
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+    @contextmanager
+    def __call__(self, stage: str) -> Generator[None]:
+        """Add the time of the block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def describe(recall: Recall, row: int) -> tuple[bool, tuple[int, ...], tuple[float, ...]]:
+    """Whether one sample of a recall leapt, and from which rows at which distances."""
+    if not recall.hit[row]:
+        return False, (), ()
+    used = recall.ids[row] >= 0
+    return True, tuple(recall.ids[row][used].tolist()), tuple(recall.distances[row][used].tolist())

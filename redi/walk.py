@@ -1,0 +1,161 @@
+"""Our own sampling loop over an engine's route; a batch of which only some may jump is split, never averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from redi.engine import ReDiEngine
+from redi.errors import InvalidInputError
+from redi.plan import Segment
+from redi.recall import Recall, Stopwatch, describe
+from redi.solvers import SolverState
+from redi.types import LeapReport
+
+Denoise = Callable[..., Tensor]
+"""`denoise(x, t)` or `denoise(x, t, condition)`: the model's output for scaled samples x at timestep t."""
+
+
+@final
+class Walk:
+    """One generation under way: runs segments, and splits the batch where only some of it may jump."""
+
+    def __init__(self, engine: ReDiEngine, denoise: Denoise, watch: Stopwatch, batch: int) -> None:
+        self.engine, self.denoise, self.watch = engine, denoise, watch
+        self.calls = torch.zeros(batch, dtype=torch.int64)
+        self.recalls: list[tuple[Tensor, Recall]] = []
+
+    def run(
+        self,
+        x: Tensor,
+        state: SolverState,
+        segments: Sequence[Segment],
+        who: Tensor,
+        noise_ids: Tensor,
+        condition: Any,
+        embeddings: Tensor | None,
+        recall: Recall | None = None,
+    ) -> Tensor:
+        """Walk `segments` with the samples `who`; state and x are theirs."""
+        engine, solver, route = self.engine, self.engine.solver, self.engine.route
+        for i, segment in enumerate(segments):
+            m = self.call(x, state, who, condition) if segment.called else None
+            if segment not in route.leaps:
+                with self.watch("solver"):
+                    x, state = solver.step(_given(m), x, state)
+                continue
+            leap = route.leaps.index(segment)
+            if leap in engine.retrieve_at:
+                recall = engine.recall(self.key(x, m, state, embeddings), noise_ids, leap, self.watch)
+                self.recalls.append((who, recall))
+            assert recall is not None  # the first leap always looks neighbours up
+            if route.plan.own_grid or recall.hit.all():
+                with self.watch("solver"):
+                    propagated, state = engine.transport.propagate(x, m, state, segment, solver)
+                x = engine.leap(propagated, recall, leap, self.watch)
+                if not route.plan.own_grid:
+                    state = engine.arrive(recall, leap, x.device, self.watch)
+                continue
+            return self.split(x, m, state, segments[i:], who, noise_ids, condition, embeddings, recall)
+        return x
+
+    def split(
+        self,
+        x: Tensor,
+        m: Tensor | None,
+        state: SolverState,
+        segments: Sequence[Segment],
+        who: Tensor,
+        noise_ids: Tensor,
+        condition: Any,
+        embeddings: Tensor | None,
+        recall: Recall,
+    ) -> Tensor:
+        """Those that hit leap `segments[0]`; the others take every fine step of it instead."""
+        engine, leap = self.engine, self.engine.route.leaps.index(segments[0])
+        out = torch.empty_like(x)
+        for rows, hit in ((recall.hit.nonzero().flatten(), True), ((~recall.hit).nonzero().flatten(), False)):
+            if len(rows) == 0:
+                continue
+            x_, state_ = x[rows], _take(state, rows)
+            m_ = None if m is None else m[rows]
+            rest = list(segments[1:])
+            if hit:
+                propagated, state_ = engine.transport.propagate(x_, m_, state_, segments[0], engine.solver)
+                x_ = engine.leap(propagated, recall[rows], leap, self.watch)
+                state_ = engine.arrive(recall[rows], leap, x.device, self.watch)
+            else:
+                start = segments[0].start
+                if m_ is not None:  # the call at the start is made already
+                    x_, state_ = engine.solver.step(m_, x_, state_)
+                    start += 1
+                rest = [Segment(e, e + 1) for e in range(start, segments[0].stop)] + rest
+            more = None if embeddings is None else embeddings[rows]
+            out[rows] = self.run(
+                x_, state_, rest, who[rows], noise_ids[rows], _rows(condition, rows), more, recall[rows]
+            )
+        return out
+
+    def call(self, x: Tensor, state: SolverState, who: Tensor, condition: Any) -> Tensor:
+        """The model's output at the state's position, counted for the samples `who`."""
+        grid, at = state.grid, state.position
+        with self.watch("model"):
+            shown = grid.scale_input(x, at)
+            t = grid.timesteps[at].to(x.device)
+            out = self.denoise(shown, t) if condition is None else self.denoise(shown, t, condition)
+        if not isinstance(out, Tensor) or out.shape != x.shape:  # pyright: ignore[reportUnnecessaryIsInstance]
+            given = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__  # pyright: ignore
+            raise InvalidInputError(f"denoise must return a tensor of shape {tuple(x.shape)}, given {given}")
+        self.calls[who] += 1
+        return out
+
+    def key(self, x: Tensor, m: Tensor | None, state: SolverState, embeddings: Tensor | None) -> Tensor:
+        """What the engine's key names."""
+        match self.engine.served_key:
+            case "denoised":
+                return state.grid.denoised(_given(m), x, state.position)
+            case "sample":
+                return x
+            case "prompt":
+                if embeddings is None:
+                    raise InvalidInputError("key='prompt' needs `embeddings`, the mean over tokens of each prompt's")
+                return embeddings
+
+    def report(self, noise_ids: Tensor) -> LeapReport:
+        """What was done, picture by picture."""
+        batch = len(self.calls)
+        first: dict[int, tuple[bool, tuple[int, ...], tuple[float, ...]]] = {}
+        for who, recall in self.recalls:
+            for row, picture in enumerate(who.tolist()):
+                first.setdefault(picture, describe(recall, row))
+        route = self.engine.route
+        return LeapReport(
+            plan=str(self.engine.plan),
+            nfe=max(self.calls.tolist(), default=0),
+            nfe_full=route.nfe_full,
+            leapt=tuple(first[i][0] for i in range(batch)),
+            noise_ids=tuple(noise_ids.tolist()),
+            neighbors=tuple(first[i][1] for i in range(batch)),
+            distances=tuple(first[i][2] for i in range(batch)),
+            seconds=dict(self.watch.seconds),
+        )
+
+
+def _given(model_output: Tensor | None) -> Tensor:
+    assert model_output is not None
+    return model_output
+
+
+def _take(state: SolverState, rows: Tensor) -> SolverState:
+    return state.with_leaves({name: leaf[rows] for name, leaf in state.leaves().items()})
+
+
+def _rows(condition: Any, rows: Tensor) -> Any:
+    if condition is None:
+        return None
+    if isinstance(condition, Tensor):
+        return condition[rows]
+    return tuple(c[rows] for c in condition)

@@ -1,0 +1,479 @@
+"""redi inside an unmodified StableDiffusionPipeline: what it changes, what it saves, and that it leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import inspect
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UniPCMultistepScheduler,
+)
+from torch import Tensor
+
+import redi
+from redi.builder import build
+from redi.errors import FingerprintMismatchError, InvalidInputError, NoiseError, UnsupportedSolverError
+from redi.knowledge_base import KnowledgeBase
+from redi.plan import Plan
+from redi.solvers import DiffusersSolver
+from redi.transports import Residual, Transport, Value
+from tests.tiny import tiny_pipeline, tiny_sd15
+
+PROMPTS = ["a red fox", "a blue car", "two green apples", "an old house"]
+GUIDANCE = 3.0
+SCHEDULERS = {
+    "dpm": (DPMSolverMultistepScheduler, {}),
+    "dpm-karras": (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+    "unipc": (UniPCMultistepScheduler, {}),
+    "ddim": (DDIMScheduler, {}),
+    "euler": (EulerDiscreteScheduler, {}),
+}
+
+
+def pipeline() -> Any:
+    pipe = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def with_scheduler(pipe: Any, name: str) -> Any:
+    cls, overrides = (
+        SCHEDULERS.get(name)
+        or {"pndm": (PNDMScheduler, {"skip_prk_steps": True}), "heun": (HeunDiscreteScheduler, {})}[name]
+    )
+    pipe.scheduler = cls.from_config(pipe.scheduler.config, **overrides)
+    return pipe
+
+
+def knowledge_base(pipe: Any, folder: Path, plan: str, *, noises: int = 2, **settings: Any) -> KnowledgeBase:
+    settings = {"guidance": GUIDANCE, "batch_size": len(PROMPTS), "storage": "float32"} | settings
+    return build(pipe, PROMPTS, folder, plans=[Plan.parse(p) for p in plan.split("+")], noises=noises, **settings)
+
+
+def latents(pipe: Any, prompts: list[str] | str = PROMPTS, **kwargs: Any) -> Tensor:
+    settings = {"guidance_scale": GUIDANCE, "output_type": "latent"} | kwargs
+    return pipe(prompts, **settings).images
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@contextmanager
+def counted(pipe: Any) -> Iterator[list[int]]:
+    calls = [0]
+
+    def count(*_: Any) -> None:
+        calls[0] += 1
+
+    handle = pipe.unet.register_forward_hook(count)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_own_rows_on_a_coarse_plan_give_the_fine_picture(tmp_path: Path, name: str) -> None:
+    pipe = with_scheduler(pipeline(), name)
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+    noise = kb.bank.noise(torch.zeros(4, dtype=torch.int64))
+    fine = latents(pipe, latents=noise, num_inference_steps=12)
+    redi.enable(pipe, kb, neighbors=1)
+    with counted(pipe) as calls:
+        leapt = latents(pipe, latents=noise, num_inference_steps=5)
+    assert calls == [5]
+    assert relative(leapt, fine) <= 1e-5
+    assert redi.report(pipe).nfe == 5
+    assert redi.report(pipe).nfe_full == 12
+
+
+@pytest.mark.parametrize("transport", [Value(), Residual()], ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize(("name", "calls"), [("pndm", 9), ("dpm", 8), ("heun", 15), ("euler", 8)])
+def test_own_rows_on_a_jump_give_the_fine_picture(tmp_path: Path, name: str, calls: int, transport: Transport) -> None:
+    pipe = with_scheduler(pipeline(), name)
+    kb = knowledge_base(pipe, tmp_path, "jump:3:7/12")
+    noise = kb.bank.noise(torch.ones(4, dtype=torch.int64))
+    fine = latents(pipe, latents=noise, num_inference_steps=12)
+    redi.enable(pipe, kb, neighbors=1, transport=transport)
+    with counted(pipe) as made:
+        leapt = latents(pipe, latents=noise)  # the plan's own number of steps is the default
+    assert made == [calls]
+    assert redi.report(pipe).nfe == calls
+    assert relative(leapt, fine) <= 1e-5
+
+
+def test_own_rows_on_a_called_jump_give_the_fine_picture(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "dpm")
+    kb = knowledge_base(pipe, tmp_path, "jump:3:7/12")
+    noise = kb.bank.noise(torch.zeros(4, dtype=torch.int64))
+    fine = latents(pipe, latents=noise, num_inference_steps=12)
+    redi.enable(pipe, kb, neighbors=1)
+    with counted(pipe) as made:
+        leapt = latents(pipe, latents=noise)
+    assert made == [9]
+    assert relative(leapt, fine) <= 1e-5
+
+
+def test_the_pipeline_and_our_own_loop_agree(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "dpm")
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+    ids = torch.tensor([0, 1])
+    noise = kb.bank.noise(ids)
+    redi.enable(pipe, kb, neighbors=3)
+    inside = latents(pipe, ["a red car", "an old fox"], latents=noise)
+    redi.disable(pipe)
+    embeds, negative = pipe.encode_prompt(["a red car", "an old fox"], "cpu", 1, True)
+
+    def denoise(x: Tensor, t: Tensor, c: tuple[Tensor, Tensor]) -> Tensor:
+        both = pipe.unet(torch.cat([x, x]), t, encoder_hidden_states=torch.cat(c)).sample
+        without, with_prompt = both.chunk(2)
+        return without + GUIDANCE * (with_prompt - without)
+
+    solver = DiffusersSolver.from_config(kb.fingerprint.scheduler, kb.fingerprint.scheduler_config)
+    engine = redi.ReDiEngine(kb, solver, Plan.parse("coarse:5/12"), neighbors=3)
+    outside, _ = engine.sample(denoise, noise, condition=(negative, embeds), noise_ids=ids)
+    assert relative(inside, outside) <= 1e-6
+
+
+def test_latents_from_elsewhere_get_the_plain_solver(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "unipc")
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+    strange = torch.randn(4, *kb.bank.shape, generator=torch.Generator().manual_seed(5))
+    redi.enable(pipe, kb)
+    out = latents(pipe, latents=strange)
+    report = redi.report(pipe)
+    assert not any(report.leapt)
+    assert report.noise_ids == (-1,) * 4
+    assert "not from the noise bank" in str(report)
+    assert torch.isfinite(out).all()
+
+
+def test_a_jump_that_misses_is_the_full_run(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "pndm")
+    kb = knowledge_base(pipe, tmp_path, "jump:3:7/12")
+    mixed = kb.bank.noise(torch.zeros(4, dtype=torch.int64))
+    mixed[2] = torch.randn(kb.bank.shape, generator=torch.Generator().manual_seed(5))
+    fine = latents(pipe, latents=mixed, num_inference_steps=12)
+    redi.enable(pipe, kb)
+    with counted(pipe) as calls:
+        out = latents(pipe, latents=mixed)
+    assert calls == [13]  # PLMS calls one entry twice
+    assert torch.equal(out, fine)
+    assert not any(redi.report(pipe).leapt)
+
+
+def test_disable_restores_the_pipeline_bit_for_bit(tmp_path: Path) -> None:
+    pipe = pipeline()
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12+jump:3:7/12")
+    scheduler, cls, names, config = pipe.scheduler, type(pipe), set(vars(pipe)), dict(pipe.config)
+    inner = copy.deepcopy(vars(pipe.scheduler))
+
+    def run() -> Tensor:
+        return latents(pipe, num_inference_steps=6, generator=torch.Generator().manual_seed(1))
+
+    before = run()
+    redi.enable(pipe, kb)
+    assert not torch.equal(latents(pipe, num_inference_steps=5), before)
+    redi.disable(pipe)
+    assert pipe.scheduler is scheduler
+    assert type(pipe) is cls
+    assert set(vars(pipe)) - {"_num_timesteps"} == names - {"_num_timesteps"} | {
+        n for n in vars(pipe) if n.startswith(("_guidance", "_clip", "_cross", "_interrupt"))
+    }
+    assert dict(pipe.config) == config
+    assert set(vars(scheduler)) == set(inner)
+    assert torch.equal(run(), before)
+    redi.disable(pipe)  # nothing to do is no error
+
+
+def test_a_hundred_times_on_and_off_leaks_nothing(tmp_path: Path) -> None:
+    pipe = pipeline()
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+    seen = []
+    for _ in range(100):
+        redi.enable(pipe, kb)
+        seen.append(weakref.ref(pipe.scheduler))
+        redi.disable(pipe)
+    gc.collect()
+    assert not any(ref() for ref in seen)
+
+
+def test_enabling_twice_is_refused(tmp_path: Path) -> None:
+    pipe = pipeline()
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+    redi.enable(pipe, kb)
+    with pytest.raises(InvalidInputError, match=r"redi\.disable"):
+        redi.enable(pipe, kb)
+
+
+def test_signatures_stay_what_pipelines_inspect(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "ddim")
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+    step, steps, call = (
+        inspect.signature(f) for f in (pipe.scheduler.step, pipe.scheduler.set_timesteps, pipe.__call__)
+    )
+    redi.enable(pipe, kb)
+    assert inspect.signature(pipe.scheduler.step) == step
+    assert inspect.signature(pipe.scheduler.set_timesteps) == steps
+    assert inspect.signature(pipe.__call__) == call
+    assert isinstance(pipe, StableDiffusionPipeline)
+
+
+def test_only_the_loop_is_steered(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "dpm")
+    kb = knowledge_base(pipe, tmp_path, "jump:3:7/12")
+    redi.enable(pipe, kb, transport=Value())
+    seen: list[int] = []
+
+    def look(pipe: Any, i: int, t: Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
+        times = list(pipe.scheduler.timesteps)
+        assert len(times) == 12  # another library sees an ordinary, finite tensor
+        seen.append(times.index(t))
+        return tensors
+
+    latents(pipe, callback_on_step_end=look)
+    assert seen == [0, 1, 2, 7, 8, 9, 10, 11]
+
+
+def test_seeds(tmp_path: Path) -> None:
+    pipe = pipeline()
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12", noises=6)
+    redi.enable(pipe, kb)
+
+    def draw(generator: Any = None, **kwargs: Any) -> tuple[tuple[int, ...], Tensor]:
+        out = latents(pipe, "a red fox", generator=generator, num_inference_steps=5, **kwargs)
+        return redi.report(pipe).noise_ids, out
+
+    def seeded(n: int) -> torch.Generator:
+        return torch.Generator().manual_seed(n)
+
+    assert torch.equal(draw(seeded(1))[1], draw(seeded(1))[1])
+    assert torch.equal(draw()[1], draw()[1])
+    assert len({draw(seeded(n))[0] for n in range(12)}) > 2
+    ids, _ = draw(seeded(3), num_images_per_prompt=6)
+    assert sorted(ids) == list(range(6))
+    ids, _ = draw([seeded(n) for n in range(4)], num_images_per_prompt=4)
+    assert len(set(ids)) == 4
+    with pytest.raises(NoiseError, match="6"):
+        draw(seeded(3), num_images_per_prompt=7)
+    g = seeded(1)
+    first = draw(g)
+    second = draw(g)  # a generator that was drawn from goes on
+    assert first[0] != second[0] or not torch.equal(first[1], second[1]) or len(set(kb.noise_ids.tolist())) == 1
+
+
+def test_every_seed_has_its_own_picture_where_the_bank_is_diverse(tmp_path: Path) -> None:
+    pipe = pipeline()
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12", noises=1, diversity=0.3)
+    redi.enable(pipe, kb)
+    outs = [
+        latents(pipe, "a red fox", num_inference_steps=5, generator=torch.Generator().manual_seed(n)) for n in range(3)
+    ]
+    assert all(redi.report(pipe).leapt)
+    assert not torch.equal(outs[0], outs[1])
+    assert not torch.equal(outs[1], outs[2])
+    many = latents(pipe, "a red fox", num_inference_steps=5, num_images_per_prompt=3)
+    assert not torch.equal(many[0], many[1])
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        ({"guidance_scale": 5.0}, "guidance_scale"),
+        ({"num_inference_steps": 7}, "num_inference_steps"),
+        ({"negative_prompt": ["ugly"] * 4}, "negative_prompt"),
+        ({"eta": 0.5}, "eta"),
+        ({"timesteps": [900, 500, 100]}, "timesteps"),
+        ({"guidance_rescale": 0.5}, "guidance_rescale"),
+    ],
+)
+def test_other_settings_are_refused_or_served_plainly(tmp_path: Path, call: dict[str, Any], field: str) -> None:
+    pipe = with_scheduler(pipeline(), "ddim")
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+    redi.enable(pipe, kb)
+    with pytest.raises(FingerprintMismatchError, match=field) as refused:
+        latents(pipe, **call)
+    assert set(refused.value.differences) == {field}
+    redi.disable(pipe)
+    if field == "timesteps":
+        return  # DDIM takes none
+    redi.enable(pipe, kb, on_mismatch="plain")
+    call = {"num_inference_steps": 5, "generator": torch.Generator().manual_seed(4)} | call
+    served = latents(pipe, **call)
+    assert field in str(redi.report(pipe))
+    redi.disable(pipe)
+    call["generator"] = torch.Generator().manual_seed(4)
+    assert torch.equal(served, latents(pipe, **call))
+
+
+def test_the_guidance_of_the_knowledge_base_is_the_default(tmp_path: Path) -> None:
+    pipe = pipeline()
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12", guidance=2.0)
+    redi.enable(pipe, kb)
+    pipe("a red fox", output_type="latent")
+    assert redi.report(pipe).nfe == 5
+    assert pipe.guidance_scale == 2.0
+
+
+def test_a_negative_prompt_of_the_knowledge_base_is_served(tmp_path: Path) -> None:
+    pipe = pipeline()
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12", negative_prompt="ugly")
+    noise = kb.bank.noise(torch.zeros(4, dtype=torch.int64))
+    fine = latents(pipe, latents=noise, num_inference_steps=12, negative_prompt=["ugly"] * 4)
+    redi.enable(pipe, kb, neighbors=1)
+    assert relative(latents(pipe, latents=noise, negative_prompt=["ugly"] * 4), fine) <= 1e-5
+    with pytest.raises(FingerprintMismatchError, match="negative_prompt"):
+        latents(pipe, latents=noise)
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    pipe = pipeline()
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+    with torch.no_grad():
+        next(pipe.unet.parameters()).mul_(1.5)
+    with pytest.raises(FingerprintMismatchError, match="weights"):
+        redi.enable(pipe, kb)
+
+
+def test_another_precision_or_training_schedule_is_refused(tmp_path: Path) -> None:
+    pipe = pipeline()
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+    pipe.unet.to(torch.bfloat16)
+    with pytest.raises(FingerprintMismatchError, match="dtype"):
+        redi.enable(pipe, kb)
+    pipe = pipeline()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, beta_end=0.02)
+    with pytest.raises(FingerprintMismatchError, match="beta_end"):
+        redi.enable(pipe, kb)
+
+
+def test_stochastic_schedulers_are_refused_by_name(tmp_path: Path) -> None:
+    pipe = pipeline()
+    pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(UnsupportedSolverError, match="EulerAncestralDiscreteScheduler"):
+        knowledge_base(pipe, tmp_path, "coarse:5/12")
+
+
+def test_several_plans_are_served_by_their_steps(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "dpm")
+    kb = knowledge_base(pipe, tmp_path, "coarse:4/12+coarse:6/12+jump:3:7/12")
+    redi.enable(pipe, kb)
+    for steps, nfe in ((4, 4), (6, 6), (12, 9)):
+        latents(pipe, "a red fox", num_inference_steps=steps)
+        assert redi.report(pipe).nfe == nfe
+    with pytest.raises(FingerprintMismatchError, match=r"4 \(coarse:4/12\)"):
+        latents(pipe, "a red fox", num_inference_steps=5)
+
+
+def test_an_enabled_pipeline_saves_as_itself(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "dpm")
+    kb = knowledge_base(pipe, tmp_path / "kb", "jump:3:7/12")
+    redi.enable(pipe, kb)
+    latents(pipe)
+    pipe.save_pretrained(tmp_path / "saved")
+    loaded = StableDiffusionPipeline.from_pretrained(tmp_path / "saved", safety_checker=None)
+    loaded.set_progress_bar_config(disable=True)
+    redi.disable(pipe)
+    g = torch.Generator().manual_seed
+    assert torch.equal(
+        latents(loaded, num_inference_steps=4, generator=g(1)), latents(pipe, num_inference_steps=4, generator=g(1))
+    )
+
+
+def test_an_error_in_the_call_leaves_the_pipeline_usable(tmp_path: Path) -> None:
+    pipe = pipeline()
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+    redi.enable(pipe, kb)
+
+    def fail(*_: Any) -> dict[str, Any]:
+        raise RuntimeError("user code")
+
+    before = latents(pipe, "a red fox")
+    with pytest.raises(RuntimeError, match="user code"):
+        latents(pipe, "a red fox", callback_on_step_end=fail)
+    assert torch.equal(latents(pipe, "a red fox"), before)
+
+
+@pytest.mark.parametrize("plan", ["coarse:5/12", "jump:3:7/12"])
+def test_the_prompt_can_change_after_the_leap(tmp_path: Path, plan: str) -> None:
+    pipe = with_scheduler(pipeline(), "dpm")
+    kb = knowledge_base(pipe, tmp_path, plan)
+    redi.enable(pipe, kb, transport=None if plan.startswith("coarse") else Value())
+    seen: list[Tensor] = []
+    hook = pipe.unet.register_forward_pre_hook(
+        lambda _m, _a, kwargs: seen.append(kwargs["encoder_hidden_states"].clone()), with_kwargs=True
+    )
+    plain = latents(pipe, "a red fox")
+    contents = len(seen)
+    styled = latents(
+        pipe,
+        "a red fox",
+        callback_on_step_end=redi.switch_prompt(pipe, "a red fox, noto style"),
+        callback_on_step_end_tensor_inputs=["prompt_embeds"],
+    )
+    hook.remove()
+    second = seen[contents:]
+    leap_at = 1 if plan.startswith("coarse") else 3
+    assert all(torch.equal(e, seen[0]) for e in second[:leap_at])
+    assert all(not torch.equal(e, seen[0]) for e in second[leap_at:])
+    assert not torch.equal(styled, plain)
+
+
+def test_prompt_embeddings_as_key(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "dpm")
+    kb = knowledge_base(pipe, tmp_path, "jump:3:7/12")
+    redi.enable(pipe, kb, transport=Value(), key="prompt", neighbors=1)
+    latents(pipe, PROMPTS)
+    report = redi.report(pipe)
+    assert [kb.prompts[ids[0]] for ids in report.neighbors] == PROMPTS
+    assert max(d[0] for d in report.distances) <= 1e-3
+
+
+def test_a_stable_diffusion_shaped_pipeline_builds_saves_loads_and_leaps(tmp_path: Path) -> None:
+    pipe = tiny_sd15()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(tmp_path / "model")
+    kb = build(
+        pipe,
+        PROMPTS[:2],
+        tmp_path / "kb",
+        plans=[Plan.parse("coarse:4/10")],
+        guidance=7.5,
+        batch_size=2,
+        storage="float32",
+    )
+    assert tuple(kb.bank.shape) == (4, 64, 64)
+    again = StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None)
+    again.set_progress_bar_config(disable=True)
+    noise = kb.bank.noise(torch.zeros(2, dtype=torch.int64))
+    fine = again(PROMPTS[:2], latents=noise, num_inference_steps=10, guidance_scale=7.5, output_type="latent").images
+    redi.enable(again, KnowledgeBase.open(tmp_path / "kb"), neighbors=1)
+    leapt = again(PROMPTS[:2], latents=noise, num_inference_steps=4, output_type="latent").images
+    assert relative(leapt, fine) <= 1e-5
+    assert redi.report(again).nfe == 4
+
+
+def test_pictures_come_out(tmp_path: Path) -> None:
+    pipe = pipeline()
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+    redi.enable(pipe, kb)
+    image = pipe("a red fox", num_inference_steps=5).images[0]
+    assert image.size == (kb.fingerprint.width, kb.fingerprint.height)
+    text = str(redi.report(pipe))
+    assert "5 per picture instead of 12" in text
