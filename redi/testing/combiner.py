@@ -14,7 +14,9 @@ from redi.combiners import Combiner, combine
 from redi.testing.strategies import neighbourhoods
 
 # The fixture is a frozen recipe, so sharing it between examples is sound.
-_shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors])
+_shared = settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors]
+)
 
 
 class CombinerContract:
