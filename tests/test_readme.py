@@ -91,6 +91,10 @@ def test_blocks_that_need_a_hub_compile(block: Block) -> None:
 def test_parts_of_ones_own_pass_their_contract_suites(in_a_folder: Path) -> None:
     tests = of("python test")
     assert tests
+    few = (
+        "import hypothesis as h\nh.settings.register_profile('few', max_examples=10)\nh.settings.load_profile('few')\n"
+    )
+    (in_a_folder / "conftest.py").write_text(few, encoding="utf-8")
     for i, block in enumerate(tests):
         (in_a_folder / f"test_{i}.py").write_text(block.body, encoding="utf-8")
     done = subprocess.run(
