@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from redi.errors import InvalidInputError, KnowledgeBaseError
 from redi.knowledge_base import KnowledgeBase, Writer, files
+from redi.noise import NoiseBank
 from redi.types import Record
 from tests.knowledge_base.samples import config, make, records, rows, same, shapes, storages
 
@@ -147,6 +148,13 @@ def test_an_unfinished_knowledge_base_opens_but_serves_nothing(tmp_path: Path) -
         writer.append(rows(of, 0, 3))
     assert len(KnowledgeBase.open(tmp_path)) == 3
     assert len(kb) == 0  # a view stays what it was
+
+
+def test_the_bank_is_the_one_it_was_built_with(tmp_path: Path) -> None:
+    bank = NoiseBank(seed=11, size=4, shape=(2, 3), diversity=0.25)
+    of = replace(config(), noise=bank.to_json())
+    Writer.open(tmp_path, of).close()
+    assert KnowledgeBase.open(tmp_path).bank == bank
 
 
 def test_info_says_what_is_there(tmp_path: Path) -> None:

@@ -206,6 +206,41 @@ def test_a_full_disk_is_reported_and_costs_nothing_finished(tmp_path: Path, monk
     assert len(KnowledgeBase.open(tmp_path)) == 22
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the names of descriptors")
+def test_content_is_on_the_disk_before_its_name_and_shards_before_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut at any moment would leave, by the order of what the disk is told."""
+    safe: set[str] = set()  # content that was synced, by name at that time
+    placed: list[str] = []
+    replace_file = os.replace
+
+    def fsync(descriptor: int) -> None:
+        safe.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    def put(source: Path, target: Path) -> None:
+        if target.name != "README.md":
+            assert str(source) in safe
+        if target.name == "manifest.json" and placed[2:]:
+            assert str(tmp_path / "shards") in safe  # the names of the shard's two files
+            assert [Path(p).suffix for p in placed[-2:]] == [".safetensors", ".json"]
+        safe.clear()
+        placed.append(str(target))
+        replace_file(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fsync)
+        patched.setattr(os, "replace", put)
+        kb = make(tmp_path, shard_rows=10)
+        assert [Path(p).name for p in placed if "README" not in p] == [
+            "config.json",
+            "manifest.json",
+            *("00000.safetensors", "00000.prompts.json", "manifest.json"),
+            *("00001.safetensors", "00001.prompts.json", "manifest.json"),
+        ]
+    assert kb.verify().ok
+
+
 _DIES = """
 import os, signal, sys
 from pathlib import Path
