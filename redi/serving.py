@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, final
 
+import torch
 from torch import Tensor
 
 from redi.engine import ReDiEngine
@@ -35,6 +36,7 @@ class Run:
     next_entry: int = 0
     calls: int = 0
     leapt_now: bool = False
+    per_prompt: int = 1
     notes: list[str] = field(default_factory=list[str])
 
 
@@ -62,7 +64,7 @@ class Server(Listener):
         engine, arguments, notes = self.choose(arguments, given)
         if engine is not None:
             _ = engine.table  # derived before the clock starts, once
-        self.run = run = Run(engine, notes=notes)
+        self.run = run = Run(engine, notes=notes, per_prompt=int(arguments.get("num_images_per_prompt") or 1))
         start = time.perf_counter()
         try:
             out = proceed(**arguments)
@@ -134,7 +136,10 @@ class Server(Listener):
                 )
             return drawn
         seeds = [f"redi:{self.seed}".encode()] if before is None else before
-        ids, noise = bank.draw(seeds, len(drawn))
+        # only pictures of one prompt must differ; so a prompt's noise does not depend on what it is batched with
+        each = run.per_prompt
+        prompts = [seeds if len(seeds) == 1 else seeds[i : i + each] for i in range(0, len(drawn), each)]
+        ids, noise = map(torch.cat, zip(*(bank.draw(keys, each) for keys in prompts), strict=True))
         run.noise_ids = ids
         return (noise * scale).to(drawn.device, drawn.dtype)
 
