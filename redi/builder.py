@@ -90,11 +90,19 @@ def fingerprint(
 @final
 @dataclass(frozen=True)
 class Progress:
-    """Where a build stands."""
+    """Where a build stands.
+
+    Args:
+        done: rows finished, those of earlier builds included.
+        total: rows in all.
+        seconds: since this build began.
+        refused: rows of this build that were not finite and so not written.
+    """
 
     done: int
     total: int
     seconds: float
+    refused: int = 0
 
 
 def build(
@@ -196,7 +204,8 @@ def build(
             )
             writer.append(recorder.rows(ids, [p for p, _ in batch]))
             if progress is not None:
-                progress(Progress(total - len(todo) + i + len(batch), total, time.monotonic() - start))
+                done = total - len(todo) + i + len(batch)
+                progress(Progress(done, total, time.monotonic() - start, len(writer.refused)))
     return KnowledgeBase.open(Path(folder))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, final
@@ -147,6 +147,32 @@ class ReDiEngine:
         with watch("combine"):
             combined = {name: combine(recall.weights, leaf).to(device) for name, leaf in leaves.items()}
         return self.solver.at(grid, stop, combined)
+
+    def report(
+        self,
+        *,
+        nfe: int,
+        noise_ids: Tensor,
+        leapt: Sequence[bool],
+        found: Sequence[tuple[tuple[int, ...], tuple[float, ...]]],
+        seconds: Mapping[str, float],
+        notes: Sequence[str] = (),
+    ) -> LeapReport:
+        """What one generation did, in words: see `LeapReport`."""
+        prompts = self.knowledge_base.prompts
+        return LeapReport(
+            plan=str(self.plan),
+            nfe=nfe,
+            nfe_full=self.route.nfe_full,
+            leapt=tuple(leapt),
+            noise_ids=tuple(noise_ids.tolist()),
+            neighbors=tuple(ids for ids, _ in found),
+            distances=tuple(distances for _, distances in found),
+            sources=tuple(tuple(prompts[i] for i in ids) for ids, _ in found),
+            solver=str(self.solver),
+            seconds=dict(seconds),
+            notes=tuple(notes),
+        )
 
     @torch.no_grad()
     def sample(

@@ -14,10 +14,12 @@ from typing import Final, final
 from redi.errors import PlanError
 from redi.schedules import Grid
 
-_JUMP: Final = re.compile(r"jump:(\d+):(\d+)/(\d+)")
+_JUMP: Final = re.compile(r"jump:(\d+:\d+(?:\+\d+:\d+)*)/(\d+)")
 _COARSE: Final = re.compile(r"coarse:(\d+)/(\d+)")
 _AT: Final = re.compile(r"at:(\d+(?:,\d+)*)/(\d+)")
-_FORMS: Final = "'jump:KEY:VALUE/STEPS', 'coarse:STEPS/FINE' or 'at:STEP,STEP,…/FINE'"
+_FORMS: Final = (
+    "'jump:KEY:VALUE/STEPS' (several leaps: 'jump:3:7+9:14/20'), 'coarse:STEPS/FINE' or 'at:STEP,STEP,…/FINE'"
+)
 
 
 @final
@@ -72,11 +74,19 @@ class Plan:
             steps: steps of the fine schedule.
             called: whether the leap itself makes one call at `key`, as the `Defect` transport needs.
         """
-        if not (0 if called else 1) <= key < value <= steps:
-            raise PlanError(f"a jump needs 1 ≤ key < value ≤ steps, given key={key}, value={value}, steps={steps}")
-        before = (Segment(i, i + 1) for i in range(key))
-        after = (Segment(i, i + 1) for i in range(value, steps))
-        return cls(steps, (*before, Segment(key, value, called), *after), own_grid=False)
+        return cls.jumps([(key, value)], steps, called=called)
+
+    @classmethod
+    def jumps(cls, leaps: Sequence[tuple[int, int]], steps: int, *, called: bool = False) -> Plan:
+        """Several leaps (key, value) in one run, in order, with fine steps around them; see `jump`."""
+        segments: list[Segment] = []
+        done = 0
+        for key, value in leaps:
+            if not max(done, 0 if called else 1) <= key < value <= steps:
+                raise PlanError(f"a jump needs 1 ≤ key < value ≤ steps, given key={key}, value={value}, steps={steps}")
+            segments += [*(Segment(i, i + 1) for i in range(done, key)), Segment(key, value, called)]
+            done = value
+        return cls(steps, (*segments, *(Segment(i, i + 1) for i in range(done, steps))), own_grid=False)
 
     @classmethod
     def coarse(cls, steps: int, fine: int) -> Plan:
@@ -97,8 +107,8 @@ class Plan:
     def parse(cls, text: str) -> Plan:
         """Read a plan as it is written on the command line: `jump:10:30/50`, `coarse:8/40` or `at:0,5,20/40`."""
         if m := _JUMP.fullmatch(text):
-            key, value, steps = map(int, m.groups())
-            return cls.jump(key, value, steps)
+            leaps = [(int(a), int(b)) for a, b in (pair.split(":") for pair in m[1].split("+"))]
+            return cls.jumps(leaps, int(m[2]))
         if m := _COARSE.fullmatch(text):
             steps, fine = map(int, m.groups())
             return cls.coarse(steps, fine)
@@ -109,11 +119,7 @@ class Plan:
     def __str__(self) -> str:
         leaps = self.leaps
         if not self.own_grid:
-            if len(leaps) == 1:
-                return f"jump:{leaps[0].start}:{leaps[0].stop}/{self.fine}"
-            return (
-                "segments:" + ",".join(f"{s.start}-{s.stop}{'' if s.called else '!'}" for s in leaps) + f"/{self.fine}"
-            )
+            return f"jump:{'+'.join(f'{s.start}:{s.stop}' for s in leaps)}/{self.fine}"
         called = [s.start for s in self.segments]
         if self == Plan.coarse(len(called), self.fine):
             return f"coarse:{len(called)}/{self.fine}"

@@ -43,9 +43,7 @@ class Stopwatch:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-def describe(recall: Recall, row: int) -> tuple[bool, tuple[int, ...], tuple[float, ...]]:
-    """Whether one sample of a recall leapt, and from which rows at which distances."""
-    if not recall.hit[row]:
-        return False, (), ()
-    used = recall.ids[row] >= 0
-    return True, tuple(recall.ids[row][used].tolist()), tuple(recall.distances[row][used].tolist())
+def describe(recall: Recall, row: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """From which rows one sample of a recall leapt, and at which distances; nothing where it did not hit."""
+    used = (recall.ids[row] >= 0) & recall.hit[row]
+    return tuple(recall.ids[row][used].tolist()), tuple(recall.distances[row][used].tolist())

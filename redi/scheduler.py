@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import torch
@@ -46,6 +46,7 @@ def enable(
     key: Key | None = None,
     neighbors: int = 16,
     gate: Gate | None = None,
+    retrieve_at: Sequence[int] = (0,),
     history: Literal["carry", "fresh"] = "carry",
     on_mismatch: Literal["error", "plain"] = "error",
     seed: int = 0,
@@ -65,6 +66,7 @@ def enable(
         key: what they are found by.
         neighbors: how many.
         gate: when they are near enough.
+        retrieve_at: leaps at which they are looked up; in between the last ones serve.
         history: of the solver after a jump.
         on_mismatch: what a call with other settings than the knowledge base's gets: an error, or the plain solver.
         seed: of the starting noise for calls without a generator.
@@ -97,6 +99,7 @@ def enable(
             key=key,
             neighbors=neighbors,
             gate=gate or Gate(),
+            retrieve_at=retrieve_at,
             history=history,
         )
 

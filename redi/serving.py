@@ -83,23 +83,17 @@ class Server(Listener):
         by_steps = {e.plan.steps: e for e in self.engines.values()}
         if "num_inference_steps" not in given and len(by_steps) == 1:
             arguments = arguments | {"num_inference_steps": next(iter(by_steps))}
-        if "guidance_scale" not in given and "guidance_scale" in arguments:
-            arguments = arguments | {"guidance_scale": mark.guidance}
+        ours = {"guidance_scale": mark.guidance, "height": mark.height, "width": mark.width}
+        arguments = arguments | {k: v for k, v in ours.items() if k in arguments and k not in given}
         differences: dict[str, tuple[object, object]] = {}
         steps = arguments.get("num_inference_steps")
         if steps not in by_steps:
             valid = ", ".join(f"{n} ({e.plan})" for n, e in sorted(by_steps.items()))
             differences["num_inference_steps"] = (valid, steps)
-        wanted = {
-            "guidance_scale": mark.guidance,
-            "guidance_rescale": mark.guidance_rescale,
-            "height": mark.height,
-            "width": mark.width,
-        }
-        for name, ours in wanted.items():
+        for name, mine in {**ours, "guidance_rescale": mark.guidance_rescale}.items():
             theirs = arguments.get(name)
-            if theirs is not None and theirs != ours:
-                differences[name] = (ours, theirs)
+            if theirs is not None and theirs != mine:
+                differences[name] = (mine, theirs)
         if _negative(arguments.get("negative_prompt")) != {mark.negative_prompt}:
             differences["negative_prompt"] = (mark.negative_prompt, arguments["negative_prompt"])
         for name in _REFUSED:
@@ -285,18 +279,14 @@ class Server(Listener):
         if engine is None or recall is None:
             notes = tuple(run.notes)
             return LeapReport("plain", run.calls, run.calls, seconds=dict(run.watch.seconds), notes=notes)
-        rows = [describe(recall, i) for i in range(len(recall.hit))]
         jumped = engine.route.plan.own_grid or bool(recall.hit.all())
-        return LeapReport(
-            plan=str(engine.plan),
+        return engine.report(
             nfe=run.calls,
-            nfe_full=engine.route.nfe_full,
-            leapt=tuple(leapt and jumped for leapt, _, _ in rows),
-            noise_ids=() if run.noise_ids is None else tuple(run.noise_ids.tolist()),
-            neighbors=tuple(ids for _, ids, _ in rows),
-            distances=tuple(distances for _, _, distances in rows),
-            seconds=dict(run.watch.seconds),
-            notes=tuple(run.notes),
+            noise_ids=recall.ids[:0, 0] if run.noise_ids is None else run.noise_ids,
+            leapt=[hit and jumped for hit in recall.hit.tolist()],
+            found=[describe(recall, i) if jumped else ((), ()) for i in range(len(recall.hit))],
+            seconds=run.watch.seconds,
+            notes=run.notes,
         )
 
 

@@ -155,7 +155,10 @@ def check(plan: Plan, transport: Transport, solver: SolverAdapter) -> Plan:
             f"{solver} cannot be corrected step by step (its step does not start from the sample it is given); "
             "use it for jumps with the Value or Residual transport"
         )
-    return plan.calling(transport.calls)
+    served = plan.calling(transport.calls)
+    if not served.leaps:
+        raise PlanError(f"plan {plan} saves no call with {transport}: a leap of one step with a call is that step")
+    return served
 
 
 def needs(route: Route, solver: SolverAdapter) -> Record:

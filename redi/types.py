@@ -87,6 +87,8 @@ class LeapReport:
         noise_ids: per picture, the bank noise it began from; −1 for a stranger.
         neighbors: per picture, row ids used (empty where it did not leap).
         distances: per picture, L2 distances of those rows' keys.
+        sources: per picture, those rows' prompts.
+        solver: whose steps were taken.
         seconds: stage → wall seconds.
         notes: anything worth saying in words.
     """
@@ -98,13 +100,15 @@ class LeapReport:
     noise_ids: tuple[int, ...] = ()
     neighbors: tuple[tuple[int, ...], ...] = ()
     distances: tuple[tuple[float, ...], ...] = ()
+    sources: tuple[tuple[str, ...], ...] = ()
+    solver: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         pictures = len(self.leapt)
         lines = [
-            f"plan        {self.plan}",
+            f"plan        {self.plan}" + (f" with {self.solver}" if self.solver else ""),
             f"model calls {self.nfe} per picture instead of {self.nfe_full} ({self.nfe_full - self.nfe} saved)",
         ]
         if pictures:
@@ -114,6 +118,9 @@ class LeapReport:
                 f"leapt       {sum(self.leapt)} of {pictures} pictures, {used / pictures:.1f} neighbours each",
                 f"noise ids   {', '.join(map(str, self.noise_ids))}",
             ]
+            for found in self.sources[:4]:
+                more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+                lines += [f"from        {', '.join(map(repr, found[:3]))}{more}"] if found else []
             if nearest:
                 lines.append(f"distance    {min(nearest):.4g} … {max(nearest):.4g} (L2 of the nearest key)")
         if self.seconds:

@@ -126,21 +126,17 @@ class Walk:
 
     def report(self, noise_ids: Tensor) -> LeapReport:
         """What was done, picture by picture."""
-        batch = len(self.calls)
-        first: dict[int, tuple[bool, tuple[int, ...], tuple[float, ...]]] = {}
+        first: dict[int, tuple[bool, tuple[tuple[int, ...], tuple[float, ...]]]] = {}
         for who, recall in self.recalls:
             for row, picture in enumerate(who.tolist()):
-                first.setdefault(picture, describe(recall, row))
-        route = self.engine.route
-        return LeapReport(
-            plan=str(self.engine.plan),
+                first.setdefault(picture, (bool(recall.hit[row]), describe(recall, row)))
+        every = [first[i] for i in range(len(self.calls))]
+        return self.engine.report(
             nfe=max(self.calls.tolist(), default=0),
-            nfe_full=route.nfe_full,
-            leapt=tuple(first[i][0] for i in range(batch)),
-            noise_ids=tuple(noise_ids.tolist()),
-            neighbors=tuple(first[i][1] for i in range(batch)),
-            distances=tuple(first[i][2] for i in range(batch)),
-            seconds=dict(self.watch.seconds),
+            noise_ids=noise_ids,
+            leapt=[hit for hit, _ in every],
+            found=[found for _, found in every],
+            seconds=self.watch.seconds,
         )
 
 

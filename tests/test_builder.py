@@ -86,7 +86,7 @@ def test_a_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
     seen: list[Progress] = []
     kb = run(pipe, tmp_path, noises=3, batch_size=2, progress=seen.append)
     assert seen[-1].done == seen[-1].total == 9
-    assert len(seen) == 3  # five rows were left
+    assert [p.done for p in seen] == [4, 6, 8, 9]
     assert len(kb) == 9
     assert sorted(zip(kb.prompts, kb.noise_ids.tolist(), strict=True)) == sorted(
         (p, n) for p in PROMPTS for n in range(3)
@@ -127,7 +127,9 @@ def test_trajectories_that_are_not_finite_are_not_written(tmp_path: Path) -> Non
         return out
 
     pipe.unet.forward = broken
-    kb = run(pipe, tmp_path, guidance=1.0)
+    seen: list[Progress] = []
+    kb = run(pipe, tmp_path, guidance=1.0, progress=seen.append)
+    assert seen[-1].refused == 1
     assert list(kb.prompts) == [PROMPTS[0], PROMPTS[2]]
 
 

@@ -184,6 +184,8 @@ def plain_walk(w: World, engine: ReDiEngine, noise: Tensor, c: Tensor) -> Tensor
         ("pndm", "jump:10:20/50", Value(), 41),
         ("heun", "jump:6:12/20", Value(), 27),
         ("ddim", "at:0,3,9/20", Defect(), 3),
+        ("dpm2", "jump:3:6+9:14/20", Value(), 12),
+        ("dpm2", "jump:3:6+9:14/20", Defect(), 14),
     ],
 )
 def test_calls_made_are_those_stated(tmp_path: Path, name: str, plan: str, transport: Transport, calls: int) -> None:
@@ -246,6 +248,22 @@ def test_more_neighbours_than_rows_use_the_rows_there_are(tmp_path: Path) -> Non
     assert len(report.neighbors[0]) == 3
 
 
+@pytest.mark.parametrize("transport", [Value(), Defect()], ids=lambda t: type(t).__name__)
+def test_two_jumps_in_one_run_give_the_fine_run(tmp_path: Path, transport: Transport) -> None:
+    plan = Plan.parse("jump:3:6+9:14/20")
+    w = world(tmp_path, solver_of("dpm3"), plan, Curved())
+    for retrieve_at in ((0,), (0, 1)):
+        engine = ReDiEngine(w.kb, w.solver, plan, transport=transport, neighbors=1, retrieve_at=retrieve_at)
+        assert own_row(w, engine) <= 1e-5
+
+
+def test_retrieving_at_every_step_gives_the_fine_run(tmp_path: Path) -> None:
+    plan = Plan.coarse(5, STEPS)
+    w = world(tmp_path, solver_of("dpm2"), plan, Curved())
+    engine = ReDiEngine(w.kb, w.solver, plan, neighbors=1, retrieve_at=range(5))
+    assert own_row(w, engine) <= 1e-5
+
+
 def test_retrieving_helps_on_unseen_conditions(tmp_path: Path) -> None:
     plan = Plan.coarse(5, STEPS)
     w = world(tmp_path, solver_of("dpm2"), plan, Curved(), rows=200, noises=1)
@@ -274,6 +292,8 @@ def test_what_cannot_work_is_refused_with_what_to_do(tmp_path: Path) -> None:
     w = world(tmp_path, solver_of("dpm2"), plan, Curved())
     with pytest.raises(PlanError, match="Defect"):
         ReDiEngine(w.kb, w.solver, plan, transport=Value())
+    with pytest.raises(PlanError, match="saves no call"):
+        ReDiEngine(w.kb, w.solver, Plan.jump(5, 6, STEPS))
     with pytest.raises(PlanError, match="jumps"):
         ReDiEngine(w.kb, solver_of("pndm"), plan)
     with pytest.raises(PlanError, match="key='sample'"):

@@ -153,7 +153,8 @@ def test_called_leaps_and_several_of_them():
         *(Segment(0, 1), Segment(1, 2), Segment(2, 5, False), Segment(5, 6), Segment(6, 9)),
     )
     assert plan.steps == 8
-    assert "1-4!" in str(plan)
+    assert str(plan) == "jump:1:4+5:8/8"
+    assert Plan.parse(str(plan)).calling(True) == plan.calling(True)
 
 
 @pytest.mark.parametrize(
