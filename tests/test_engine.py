@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from redi.combiners import NNLS, Affine, Combiner, LeastSquares, Nearest
-from redi.gate import Gate
 from torch import Tensor
 
+from redi.combiners import NNLS, Affine, Combiner, LeastSquares, Nearest
 from redi.engine import ReDiEngine
 from redi.errors import InvalidInputError, PlanError
+from redi.gate import Gate
 from redi.plan import Plan
 from redi.solvers import DiffusersSolver
 from redi.transports import Defect, Residual, Transport, Value

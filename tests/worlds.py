@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from redi.noise import NoiseBank
 from torch import Tensor
 
 from redi.knowledge_base import Config, Fingerprint, KnowledgeBase, Writer
+from redi.noise import NoiseBank
 from redi.plan import Plan, Route
 from redi.recorder import trajectory
 from redi.solvers import DiffusersSolver
