@@ -34,7 +34,8 @@ class Contender:
         seconds: of the denoising loop for one batch, median over batches.
         latents: one per prompt.
         frechet: distance to the fine solve's latents.
-        latent_error: mean L2 distance to the fine solve's latents, prompt by prompt.
+        latent_error: mean L2 distance to the fine solve's latents.
+        errors: that distance for each prompt.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Contender:
     latents: Float[Tensor, "b *s"]
     frechet: float
     latent_error: float
+    errors: Sequence[float]
 
     def to_json(self) -> dict[str, Any]:
         """The figures, without the latents."""
@@ -133,30 +135,32 @@ def race(
     stages: dict[str, float] = {}
     nfe: dict[str, int] = {}
     enable(served, kb)
+    counter = _Counter(pipe.unet)
     try:
-        for batch in [batches[0], *batches]:  # the first one twice: once to warm up
-            warm = "redi" in nfe
+        for i, batch in enumerate([batches[0], *batches]):  # the first one twice: once to warm up
+            warm = i > 0
             embeddings = embed(pipe, batch)
             for way, (runner, count, scheduler) in ways.items():
                 if scheduler is not None:
                     runner.scheduler = scheduler
                 calls = count if warm or way != "fine" else 2
+                counter.calls = 0
                 start = time.perf_counter()
                 out = runner(latents=noise, num_inference_steps=calls, **embeddings, **common).images
                 took = time.perf_counter() - start
-                nfe[way] = len(runner.scheduler.timesteps)
+                nfe[way] = counter.calls
                 if warm:
                     latents[way].append(out.detach().cpu())
                     seconds[way].append(took)
                     progress(sum(map(len, latents.values())), len(ways) * len(batches))
             if warm:
                 said = report(served)
-                nfe["redi"] = said.nfe
                 neighbors += said.neighbors
                 for stage, s in said.seconds.items():
                     stages[stage] = stages.get(stage, 0.0) + s
     finally:
         pipe.scheduler = original
+        counter.remove()
         disable(served)
     reference = torch.cat(latents["fine"])
     directions = min(MOST_DIRECTIONS, len(prompts) // 2)
@@ -170,6 +174,7 @@ def race(
             made,
             frechet_distance(made.flatten(1), reference.flatten(1), directions=directions),
             latent_error(made, reference),
+            [latent_error(a[None], b[None]) for a, b in zip(made, reference, strict=True)],
         )
 
     plain = sorted((contender(f"plain {name}", name) for name in solvers), key=lambda c: c.frechet)
@@ -183,6 +188,21 @@ def race(
         neighbors,
         stages,
     )
+
+
+@final
+class _Counter:
+    """Counts what a network is really called."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.calls = 0
+        self._handle = network.register_forward_hook(self._count)
+
+    def _count(self, *_: Any) -> None:
+        self.calls += 1
+
+    def remove(self) -> None:
+        self._handle.remove()
 
 
 @torch.no_grad()

@@ -76,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser().print_help()
             return 0
         name, resumes = f"redi {given.command}", given.resumes
+        # Threads that spin while they wait for each other are no faster where redi is alone, and a hundred times
+        # slower where it shares its cores; it must be said before torch is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         return int(given.run(given, Console(given.json)))
     except ReDiError as e:
         return _complain(name, str(e))

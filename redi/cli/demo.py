@@ -155,6 +155,7 @@ def _draw(path: Path, pipe: Any, kb: KnowledgeBase, found: Race, prompts: list[s
                 ),
             ),
             decode(pipe, way.latents[:shown]),
+            () if reference else [f"error {e:.2g}" for e in way.errors[:shown]],
             marked,
         )
 
@@ -169,7 +170,7 @@ def _draw(path: Path, pipe: Any, kb: KnowledgeBase, found: Race, prompts: list[s
             row("redi", found.redi, marked=True),
         ),
         f"Distances to the fine solve of {len(prompts)} held-out prompts, Fréchet in {found.directions} principal "
-        f"directions of the latents. The same starting noise in every row.",
+        f"directions of the latents. The same starting noise everywhere.",
     )
     with path.with_suffix(".tmp").open("wb") as file:
         sheet.save(file, format="PNG", optimize=True)
