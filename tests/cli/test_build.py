@@ -1,0 +1,138 @@
+"""`redi build`: what it writes, that it goes on where it was, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from redi.knowledge_base import KnowledgeBase, verify
+from tests.cli.conftest import PROMPTS, Redi
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_option_reaches_the_knowledge_base(redi: Redi, model: Path, prompts: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "kb"
+    done = redi(
+        *("build", model, prompts, folder, "--solver", "ddim", "--plan", "at:0,1,4/6,jump:2:4/6", "--noises", "2"),
+        *("--seed", "7", "--diversity", "0.25", "--guidance", "2.5", "--height", "24", "--width", "16"),
+        *("--negative-prompt", "blue", "--batch-size", "3", "--storage", "float32", "--limit", "3", "--json", "-"),
+    )
+    assert done.code == 0, done.err
+    said, kb = done.json, KnowledgeBase.open(folder)
+    mark = kb.fingerprint
+    assert (said["rows"], said["rows_new"], len(kb)) == (6, 6, 6)
+    assert sorted(set(kb.prompts)) == sorted(PROMPTS[:3])
+    assert (mark.scheduler, mark.steps, mark.guidance) == ("DDIMScheduler", 6, 2.5)
+    assert (mark.height, mark.width, mark.sample_shape) == (24, 16, (4, 12, 8))
+    assert (mark.negative_prompt, mark.model) == ("blue", str(model))
+    assert (kb.bank.seed, kb.bank.size, kb.bank.diversity) == (7, 2, 0.25)
+    assert (kb.config.storage, kb.config.plans) == ("float32", ("at:0,1,4/6", "jump:2:4/6"))
+    assert verify(folder).ok
+    assert "try it: redi generate" in done.err  # stdout is the machine's
+
+
+def test_the_same_command_goes_on(redi: Redi, model: Path, kb: Path, prompts: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "kb"
+    settings = ("--plan", "coarse:3/8,coarse:4/8", "--noises", "2", "--json", tmp_path / "x.json")
+    assert redi("build", model, prompts, folder, "--limit", "2", *settings).code == 0
+    before = {p: p.read_bytes() for p in (folder / "shards").iterdir()}
+    done = redi("build", model, prompts, folder, *settings)
+    assert done.code == 0, done.err
+    said = json.loads((tmp_path / "x.json").read_text())
+    assert (said["rows"], said["rows_new"]) == (14, 10)
+    assert all(p.read_bytes() == content for p, content in before.items())
+    again = redi("build", model, prompts, folder, *settings)
+    assert again.code == 0
+    assert json.loads((tmp_path / "x.json").read_text())["rows_new"] == 0
+    assert sorted(KnowledgeBase.open(folder).prompts) == sorted(KnowledgeBase.open(kb).prompts)
+
+
+@pytest.mark.parametrize(
+    ("option", "field"),
+    [(("--guidance", "2"), "guidance"), (("--solver", "ddim"), "scheduler"), (("--seed", "1"), "seed")],
+)
+def test_other_settings_are_refused_by_name(
+    redi: Redi, model: Path, prompts: Path, kb: Path, tmp_path: Path, option: tuple[str, str], field: str
+) -> None:
+    folder = tmp_path / "kb"
+    shutil.copytree(kb, folder)
+    done = redi("build", model, prompts, folder, "--plan", "coarse:3/8,coarse:4/8", "--noises", "2", *option)
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+    assert field in done.err
+    assert verify(folder).ok
+
+
+def test_prompts_from_standard_input(redi: Redi, model: Path, tmp_path: Path) -> None:
+    done = redi("build", model, "-", tmp_path / "kb", "--plan", "coarse:2/3", stdin=b"cat\n\ndog\ncat\n")
+    assert done.code == 0, done.err
+    assert "1 prompts in standard input occur more than once" in done.err
+    assert KnowledgeBase.open(tmp_path / "kb").prompts == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--plan", "coarse:2/8,coarse:2/9"), "share their fine steps"),
+        (("--solver", "magic"), "there is no solver 'magic'"),
+        (("--solver", "flow-euler"), "flow matching"),
+        (("--solver", "heun", "--plan", "jump:1:99/8"), "1 ≤ key < value"),
+        (("--diversity", "2"), "diversity"),
+    ],
+)
+def test_what_cannot_be_built(
+    redi: Redi, model: Path, prompts: Path, tmp_path: Path, options: tuple[str, ...], says: str
+) -> None:
+    done = redi("build", model, prompts, tmp_path / "kb", *options)
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+    assert says in done.err
+    assert not (tmp_path / "kb").exists()
+
+
+def test_models_that_are_none(redi: Redi, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    done = redi("build", tmp_path / "empty", prompts, tmp_path / "kb")
+    assert (done.code, "model_index.json" in done.err) == (2, True)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model_index.json").write_text("{")
+    done = redi("build", tmp_path / "broken", prompts, tmp_path / "kb")
+    assert (done.code, "cannot be loaded" in done.err, len(done.err.splitlines())) == (2, True, 1)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    done = redi("build", "nobody/nothing-of-this-name", prompts, tmp_path / "kb")
+    assert (done.code, "Hub" in done.err, len(done.err.splitlines())) == (2, True, 1)
+    assert not (tmp_path / "kb").exists()
+
+
+def test_interrupted_in_the_middle_and_taken_up_again(
+    redi: Redi, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("\n".join(f"red apple {i}" for i in range(3000)))
+    arguments = ["build", str(model), "p.txt", "kb", "--plan", "coarse:2/3", "--batch-size", "2", "--json", "out.json"]
+    command = [sys.executable, "-m", "redi", *arguments, "--threads", "1"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as running:
+        assert running.stderr is not None
+        while running.poll() is None and not list((tmp_path / "kb").glob("shards/*.safetensors")):
+            time.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(60) == 130
+        assert running.stderr.read().strip().splitlines()[-1].endswith("the same command resumes")
+    assert not (tmp_path / "out.json").exists()
+    assert verify(tmp_path / "kb").ok
+    rows = len(KnowledgeBase.open(tmp_path / "kb"))
+    assert 0 < rows < 3000
+    (tmp_path / "p.txt").write_text("\n".join(f"red apple {i}" for i in range(rows + 4)))
+    assert redi(*arguments).code == 0
+    said = json.loads((tmp_path / "out.json").read_text())
+    assert (said["rows"], said["rows_new"]) == (rows + 4, 4)
