@@ -8,6 +8,9 @@ comma := ,
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 
+# Threads that wait sleep instead of spinning: on cores that are shared with other work spinning is many times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: help setup demo test test-all lint format bench docs clean
 
 help: ## this list
@@ -56,8 +59,8 @@ format: $(READY) ## ruff's formatter and its safe fixes
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: $(READY) ## the benchmarks; each writes JSON and a plot
-	$(BIN)/python -m benchmarks
+bench: $(READY) ## model calls against quality on the bundled model; leaves bench/quality.json and quality.png
+	$(BIN)/python benchmarks/quality.py --out bench
 
 $(VENV)/.ready-docs: $(READY)
 	$(INSTALL) --editable '.[docs]'
@@ -67,5 +70,5 @@ docs: $(VENV)/.ready-docs ## the documentation, into site/
 	$(BIN)/mkdocs build --strict
 
 clean: ## remove everything that is made but .venv
-	rm -rf build dist site demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf build dist site demo bench .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
