@@ -42,10 +42,6 @@ def install(scheduler: Any, grid: Grid, device: torch.device | str | None = None
             setattr(scheduler, name, getattr(scheduler, name)[list(grid.entries)])
         scheduler.timesteps = scheduler.timesteps[list(grid.entries[:-1])]
         scheduler.num_inference_steps = len(grid)
-    if spec.name == "UniPCMultistepScheduler":
-        # The corrector starts again from last_sample and would discard whatever was added to the sample since.
-        off = scheduler.config.disable_corrector if grid.is_fine else range(len(grid))
-        scheduler.disable_corrector = list(off)
     require_grid(scheduler, grid)
     _remember(scheduler, spec, no_history(scheduler, spec))
 
@@ -131,7 +127,7 @@ def stepping(scheduler: Any, grid: Grid, position: int) -> Generator[dict[str, A
     if spec.name == "LMSDiscreteScheduler":
         # It takes its order from the step's number; after a restart there are fewer derivatives than that.
         options["order"] = min(len(scheduler.derivatives) + 1, 4)
-    with _previous_is_next_point(scheduler, spec, grid, position):
+    with _on_a_subset(scheduler, spec, grid, position):
         yield options
     if spec.layout == "plms":
         # The second call of PLMS's start (counter 1) belongs to entry 1, which repeats a timestep. A restart elsewhere
@@ -207,20 +203,24 @@ def _remember(scheduler: Any, spec: SolverSpec, history: Mapping[str, Any]) -> N
 
 
 @contextmanager
-def _previous_is_next_point(scheduler: Any, spec: SolverSpec, grid: Grid, position: int) -> Generator[None]:
-    """DDIM subtracts a constant from the timestep; on a subset, make it take the next grid point instead."""
-    if grid.is_fine or spec.law != "cumprod":
-        yield
-        return
-    before = scheduler.num_inference_steps, scheduler.final_alpha_cumprod
-    # With one step, every timestep's predecessor is negative, and DDIM reads final_alpha_cumprod. Squaring the
-    # float64 root and rounding gives back exactly the float32 number of the table.
-    scheduler.num_inference_steps = 1
-    scheduler.final_alpha_cumprod = (grid.signal[position + 1] ** 2).to(before[1].dtype)
+def _on_a_subset(scheduler: Any, spec: SolverSpec, grid: Grid, position: int) -> Generator[None]:
+    """What a scheduler must be for one step on a subset; afterwards it is what it was."""
+    meanwhile: dict[str, Any] = {}
+    if not grid.is_fine and spec.law == "cumprod":
+        # DDIM subtracts a constant from the timestep. With one step, every timestep's predecessor is negative, and it
+        # reads final_alpha_cumprod: there we put the next grid point's. Squaring the float64 root and rounding gives
+        # back exactly the float32 number of the table.
+        last = (grid.signal[position + 1] ** 2).to(scheduler.final_alpha_cumprod.dtype)
+        meanwhile = {"num_inference_steps": 1, "final_alpha_cumprod": last}
+    elif not grid.is_fine and spec.name == "UniPCMultistepScheduler":
+        # The corrector starts again from last_sample and would discard whatever was added to the sample since.
+        meanwhile = {"disable_corrector": list(range(len(grid)))}
+    before = {name: getattr(scheduler, name) for name in meanwhile}
+    vars(scheduler).update(meanwhile)
     try:
         yield
     finally:
-        scheduler.num_inference_steps, scheduler.final_alpha_cumprod = before
+        vars(scheduler).update(before)
 
 
 def _misfit(spec: SolverSpec, grid: Grid) -> str:
