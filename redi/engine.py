@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, final
+from typing import Any, Final, Literal, final, get_args
 
 import torch
 from jaxtyping import Float, Int64
@@ -14,15 +14,17 @@ from torch import Tensor
 
 from redi.backends import Exact, Retriever
 from redi.combiners import Affine, Combiner, combine
-from redi.errors import InvalidInputError
+from redi.errors import InvalidInputError, PlanError
 from redi.gate import Gate
 from redi.knowledge_base import KnowledgeBase
 from redi.plan import Plan, Route
 from redi.recall import Recall, Stopwatch
 from redi.solvers import SolverAdapter, SolverState
-from redi.table import Key, Table
+from redi.table import Key, Table, require
 from redi.transports import Defect, Transport, check
 from redi.types import LeapReport
+
+_HISTORY: Final = ("carry", "fresh")
 
 
 @final
@@ -61,7 +63,15 @@ class ReDiEngine:
             raise InvalidInputError(f"neighbors must be at least 1, given {self.neighbors}")
         if 0 not in self.retrieve_at:
             raise InvalidInputError(f"retrieve_at must contain 0, the first leap, given {list(self.retrieve_at)}")
-        _ = self.route
+        for name, value, valid in (("key", self.served_key, get_args(Key)), ("history", self.history, _HISTORY)):
+            if value not in valid:
+                raise InvalidInputError(f"{name} must be one of {', '.join(valid)}, given {value!r}")
+        if self.plan.fine != (steps := self.knowledge_base.fingerprint.steps):
+            raise PlanError(f"plan {self.plan} is for {self.plan.fine} fine steps; the rows were solved in {steps}")
+        require(self.knowledge_base, self.route, self.solver, key=self.served_key, retrieve_at=self.retrieve_at)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReDiEngine:
+        return self  # nothing in it evolves, and its rows stay on the disk: a copied pipeline shares it
 
     @cached_property
     def route(self) -> Route:
@@ -100,12 +110,12 @@ class ReDiEngine:
         """
         watch = watch or Stopwatch()
         flat = query.detach().flatten(1).float().cpu()
+        usable = torch.where(torch.isfinite(flat).all(1), noise_ids.cpu(), -1)  # what is not finite has no neighbours
         with watch("retrieval"):
-            ids, distances = self.table.search(flat, noise_ids.cpu(), leap, self.neighbors)
+            ids, distances = self.table.search(flat, usable, leap, self.neighbors)
         weights = torch.zeros(ids.shape)
-        known = ids[:, 0] >= 0
-        hit = known & torch.isfinite(flat).all(1)
-        hit[known] &= self.gate.opens(distances[known])
+        hit = ids[:, 0] >= 0
+        hit[hit.clone()] = self.gate.opens(distances[hit])
         # samples whose noise has fewer than H rows are weighed on the rows there are
         for width in (ids >= 0).sum(1)[hit].unique().tolist():
             mine = hit & ((ids >= 0).sum(1) == width)
@@ -135,8 +145,13 @@ class ReDiEngine:
             leapt[hit] = (propagated[hit].float() + correction).to(propagated.dtype)
         return leapt
 
-    def arrive(self, recall: Recall, leap: int, device: torch.device, watch: Stopwatch | None = None) -> SolverState:
-        """The solver's state at the end of a jump's leap, for a batch in which every sample hit."""
+    def arrive(
+        self, recall: Recall, leap: int, sample: Float[Tensor, "b *s"], watch: Stopwatch | None = None
+    ) -> SolverState:
+        """The solver's state at the end of a jump's leap, for a batch in which every sample hit.
+
+        The history it holds is on the device and of the precision of `sample`.
+        """
         stop = self.route.leaps[leap].stop
         grid = self.route.grid
         if self.history == "fresh" or stop == grid.fine:
@@ -145,7 +160,7 @@ class ReDiEngine:
         with watch("gather"):
             leaves = self.table.history(recall.ids.clamp(min=0), leap)
         with watch("combine"):
-            combined = {name: combine(recall.weights, leaf).to(device) for name, leaf in leaves.items()}
+            combined = {name: combine(recall.weights, leaf).to(sample) for name, leaf in leaves.items()}
         return self.solver.at(grid, stop, combined)
 
     def report(
@@ -190,15 +205,26 @@ class ReDiEngine:
             denoise: the model: `denoise(x, t)`, or `denoise(x, t, condition)` where `condition` is given; x is scaled
                 for the model, the output is what the solver's prediction type says.
             noise: unit-variance starting noise.
-            condition: a tensor, or a tuple of tensors, with first dimension b; handed to `denoise` for the samples
-                it is called with (where some samples of a batch leap and others do not, they are called apart).
-            noise_ids: which bank noise each sample starts from; None matches `noise` against the bank.
+            condition: a tensor, or tuples, lists and mappings of tensors, with first dimension b; handed to `denoise`
+                for the samples it is called with (where some samples of a batch leap and others do not, they are
+                called apart).
+            noise_ids: which bank noise each sample starts from, −1 for none; None matches `noise` against the bank.
             embeddings: prompt embeddings, for `key="prompt"`.
 
         Returns:
             x[N], and what was saved.
+
+        Raises:
+            InvalidInputError: noise or ids of another shape than the knowledge base's samples.
         """
         watch = Stopwatch()
+        shape = self.knowledge_base.bank.shape
+        if noise.shape[1:] != shape or (noise_ids is not None and noise_ids.shape != noise.shape[:1]):
+            ids_given = "" if noise_ids is None else f" and noise ids of shape {tuple(noise_ids.shape)}"
+            raise InvalidInputError(
+                f"expected noise of shape (b, {', '.join(map(str, shape))}) and, if any, b noise ids, given "
+                f"{tuple(noise.shape)}{ids_given}; a single sample is a batch of one: noise[None]"
+            )
         ids = self.knowledge_base.bank.match(noise) if noise_ids is None else noise_ids
         from redi.walk import Walk  # the loop is written over the engine, so it comes after it
 

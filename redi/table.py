@@ -54,7 +54,7 @@ class Table:
         retrieve_at: Sequence[int],
         retriever: Retriever,
     ) -> Table:
-        """Derive (or find, already derived) what serving `route` from `kb` needs.
+        """Derive (or find, already derived) what serving `route` from `kb` needs; `require` says whether it can be.
 
         Args:
             kb: the stored trajectories.
@@ -64,20 +64,7 @@ class Table:
             key: what neighbours are found by.
             retrieve_at: indices of the leaps at which neighbours are looked up.
             retriever: builds one index per leap and noise.
-
-        Raises:
-            PlanError: the key does not exist at a leap where it is asked for.
-            KnowledgeBaseError: the rows do not hold what the route needs.
         """
-        for at in retrieve_at:
-            _check_key(key, route, at)
-        wanted = needs(route, solver)
-        if not wanted <= kb.record:
-            raise KnowledgeBaseError(
-                f"plan {route.plan} needs samples at entries {sorted(wanted.samples)} and denoised predictions at "
-                f"{sorted(wanted.denoised)}; {kb.path} recorded {sorted(kb.record.samples)} and "
-                f"{sorted(kb.record.denoised)}; rebuild it with --plan {route.plan}"
-            )
 
         def compute(rows: Rows) -> dict[str, Tensor]:
             stored = rows.samples[route.leaps[0].start].dtype  # a bracket needs no more precision than its row had
@@ -145,6 +132,25 @@ class Table:
             for name in self.derived.names
             if name.startswith(prefix)
         }
+
+
+def require(kb: KnowledgeBase, route: Route, solver: SolverAdapter, *, key: Key, retrieve_at: Sequence[int]) -> None:
+    """Refuse what cannot be served; arguments as for `Table.build`, which takes only what passed here.
+
+    Raises:
+        InvalidInputError: a leap of `retrieve_at` that the plan does not have.
+        PlanError: the key does not exist at a leap where it is asked for.
+        KnowledgeBaseError: the rows do not hold what the route needs.
+    """
+    for at in retrieve_at:
+        _check_key(key, route, at)
+    wanted = needs(route, solver)
+    if not wanted <= kb.record:
+        raise KnowledgeBaseError(
+            f"plan {route.plan} needs samples at entries {sorted(wanted.samples)} and denoised predictions at "
+            f"{sorted(wanted.denoised)}; {kb.path} recorded {sorted(kb.record.samples)} and "
+            f"{sorted(kb.record.denoised)}; rebuild it with --plan {route.plan}"
+        )
 
 
 def _check_key(key: Key, route: Route, at: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -57,7 +57,7 @@ class Walk:
                     propagated, state = engine.transport.propagate(x, m, state, segment, solver)
                 x = engine.leap(propagated, recall, leap, self.watch)
                 if not route.plan.own_grid:
-                    state = engine.arrive(recall, leap, x.device, self.watch)
+                    state = engine.arrive(recall, leap, x, self.watch)
                 continue
             return self.split(x, m, state, segments[i:], who, noise_ids, condition, embeddings, recall)
         return x
@@ -86,7 +86,7 @@ class Walk:
             if hit:
                 propagated, state_ = engine.transport.propagate(x_, m_, state_, segments[0], engine.solver)
                 x_ = engine.leap(propagated, recall[rows], leap, self.watch)
-                state_ = engine.arrive(recall[rows], leap, x.device, self.watch)
+                state_ = engine.arrive(recall[rows], leap, x_, self.watch)
             else:
                 start = segments[0].start
                 if m_ is not None:  # the call at the start is made already
@@ -150,8 +150,12 @@ def _take(state: SolverState, rows: Tensor) -> SolverState:
 
 
 def _rows(condition: Any, rows: Tensor) -> Any:
-    if condition is None:
-        return None
-    if isinstance(condition, Tensor):
-        return condition[rows]
-    return tuple(c[rows] for c in condition)
+    match condition:
+        case Mapping():
+            return {name: _rows(c, rows) for name, c in condition.items()}  # pyright: ignore
+        case list():
+            return [_rows(c, rows) for c in condition]  # pyright: ignore
+        case tuple():
+            return tuple(_rows(c, rows) for c in condition)  # pyright: ignore
+        case _:
+            return None if condition is None else condition[rows]

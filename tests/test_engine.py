@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -307,3 +308,46 @@ def test_what_cannot_work_is_refused_with_what_to_do(tmp_path: Path) -> None:
     engine = ReDiEngine(w.kb, w.solver, plan)
     with pytest.raises(InvalidInputError, match="shape"):
         engine.sample(lambda x, t: x[:, :1], w.noise(torch.tensor([0])))
+    with pytest.raises(InvalidInputError, match=r"noise\[None\]"):
+        engine.sample(w.model, w.noise(torch.tensor([0]))[0])
+    with pytest.raises(PlanError, match="solved in 20"):
+        ReDiEngine(w.kb, w.solver, Plan.of([0, 3], 7))  # entries that were recorded, of another schedule
+
+
+def test_a_model_that_breaks_down_is_not_retrieved_for(tmp_path: Path) -> None:
+    plan = Plan.coarse(6, STEPS)
+    w = world(tmp_path, solver_of("dpm2"), plan, Curved())
+    engine = ReDiEngine(w.kb, w.solver, plan)
+    ids = torch.tensor([0, 1])
+
+    def denoise(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        out = w.model(x, t, c)
+        out[0] = torch.nan
+        return out
+
+    x, report = engine.sample(denoise, w.noise(ids), condition=w.conditions[:2], noise_ids=ids)
+    assert report.leapt == (False, True)
+    assert torch.isfinite(x[1]).all()
+
+
+def test_conditions_of_any_structure_are_split_with_their_batch(tmp_path: Path) -> None:
+    plan = jump_of("dpm2")
+    w = world(tmp_path, solver_of("dpm2"), plan, Curved())
+    engine = ReDiEngine(w.kb, w.solver, plan, transport=Value())
+    ids = torch.tensor([0, -1, 1])
+    noise = w.noise(torch.tensor([0, 0, 1]))
+
+    def denoise(x: Tensor, t: Tensor, c: dict[str, list[Tensor]]) -> Tensor:
+        return w.model(x, t, c["text"][0])
+
+    c = w.conditions[:3]
+    x, report = engine.sample(denoise, noise, condition={"text": [c]}, noise_ids=ids)
+    assert report.leapt == (True, False, True)
+    assert torch.equal(x, engine.sample(w.model, noise, condition=c, noise_ids=ids)[0])
+
+
+def test_a_copied_engine_is_itself(tmp_path: Path) -> None:
+    plan = Plan.coarse(6, STEPS)
+    w = world(tmp_path, solver_of("dpm2"), plan, Curved())
+    engine = ReDiEngine(w.kb, w.solver, plan)
+    assert engine.table is copy.deepcopy(engine).table
