@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -26,8 +27,23 @@ def network(pipe: Any) -> torch.nn.Module:
     for name in ("unet", "transformer"):
         module = getattr(pipe, name, None)
         if isinstance(module, torch.nn.Module):
-            return module
+            return _uncompiled(module)
     raise InvalidInputError(f"expected a pipeline with a unet or a transformer, given {type(pipe).__name__}")
+
+
+def changeable(pipe: Any) -> dict[str, Any]:
+    """The fields of a pipeline's fingerprint that its user may change from one call to the next."""
+    net: Any = network(pipe)
+    active = getattr(pipe, "get_active_adapters", list)
+    return {
+        "adapters": tuple(active()) if getattr(net, "peft_config", None) else (),
+        "dtype": str(net.dtype).removeprefix("torch."),
+    }
+
+
+def _uncompiled(module: torch.nn.Module) -> torch.nn.Module:
+    """What `torch.compile` wrapped: the same weights under their own names."""
+    return getattr(module, "_orig_mod", module)
 
 
 def fingerprint(
@@ -59,7 +75,7 @@ def fingerprint(
     """
     net = network(pipe)
     encoders = [
-        (name, module)
+        (name, _uncompiled(module))
         for name, module in sorted(pipe.components.items())
         if name.startswith("text_encoder") and isinstance(module, torch.nn.Module)
     ]
@@ -68,11 +84,9 @@ def fingerprint(
         for part, module in [("network", net), *encoders]
         for name, tensor in module.state_dict().items()
     )
-    active = getattr(pipe, "get_active_adapters", list)
     return Fingerprint(
         model=model or str(pipe.config.get("_name_or_path", "") or type(pipe).__name__),
         weights=weight_hash(tensors),
-        adapters=tuple(active()) if getattr(net, "peft_config", None) else (),
         pipeline=type(pipe).__name__,
         scheduler=solver.name,
         scheduler_config=dict(solver.config),
@@ -82,8 +96,8 @@ def fingerprint(
         negative_prompt=negative_prompt,
         height=height,
         width=width,
-        dtype=str(net.dtype).removeprefix("torch."),
         sample_shape=tuple(sample_shape),
+        **changeable(pipe),
     )
 
 
@@ -148,7 +162,16 @@ def build(
 
     Returns:
         The knowledge base, opened.
+
+    Raises:
+        InvalidInputError: arguments that cannot work, or a pipeline that does not start from noise.
+        UnsupportedSolverError: a scheduler that does not replay.
+        FingerprintMismatchError: the folder's rows are of other settings.
     """
+    if isinstance(prompts, str):
+        raise InvalidInputError(f"expected a list of prompts, given one text; for a single row: [{prompts!r}]")
+    if batch_size < 1:
+        raise InvalidInputError(f"batch_size must be at least 1, given {batch_size}")
     prompts = list(dict.fromkeys(prompts))
     if not prompts or not plans:
         raise InvalidInputError("a knowledge base needs at least one prompt and one plan, given none")
@@ -165,6 +188,9 @@ def build(
     size = net.config.sample_size
     rows, columns = size if isinstance(size, (tuple, list)) else (size, size)
     high, wide = height or int(rows) * factor, width or int(columns) * factor
+    multiple = math.lcm(factor, 8)  # latents are whole, and diffusers' pipelines refuse what 8 does not divide
+    if high % multiple or wide % multiple:
+        raise InvalidInputError(f"height and width must be multiples of {multiple} pixels, given {high} and {wide}")
     shape = (int(net.config.in_channels), high // factor, wide // factor)
     bank = NoiseBank(seed=seed, size=noises, shape=shape, diversity=diversity)
     mark = fingerprint(
@@ -183,7 +209,7 @@ def build(
     )
     recorder = Recorder(solver, steps, record)
     start = time.monotonic()
-    with Writer.open(Path(folder), config) as writer, listening(pipe, recorder), _quiet(pipe):
+    with listening(pipe, recorder), _quiet(pipe), Writer.open(Path(folder), config) as writer:
         todo = [(p, n) for n in range(noises) for p in prompts if (p, n) not in writer.done]
         total = len(prompts) * noises
         if progress is not None:

@@ -103,7 +103,8 @@ class Interception:
         pipe.__class__ = self._class
         for name in ("prepare_latents", "encode_prompt", _SLOT):
             vars(pipe).pop(name, None)
-        pipe.scheduler = self._scheduler
+        if pipe.scheduler is self.scheduler:  # another one was put there since: it stays
+            pipe.scheduler = self._scheduler
 
 
 def loop_code(pipe: Any) -> Any:

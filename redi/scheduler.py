@@ -59,7 +59,7 @@ def enable(
     Args:
         pipe: a diffusers text-to-image pipeline, the one the knowledge base was built with.
         kb: the knowledge base.
-        plan: the one to serve; None picks, at every call, the plan of the knowledge base whose steps are asked for.
+        plan: the one to serve; None picks, at every call, the knowledge base's first plan of the steps asked for.
         transport: of every leap; None is `Defect()`, or `Value()` for a jump of a solver that Defect does not suit.
         combiner: how neighbours are weighed.
         retriever: how they are found.
@@ -73,8 +73,16 @@ def enable(
 
     Raises:
         FingerprintMismatchError: the pipeline is not the one the rows came from.
+        PlanError: the plan does not suit the solver, the transport or the key.
+        KnowledgeBaseError: the rows do not hold what the plan needs.
         InvalidInputError: redi is active already, or the pipeline does not start from noise.
     """
+    if not isinstance(kb, KnowledgeBase):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidInputError(
+            f"expected a knowledge base, given {kb!r}; open its folder: redi.KnowledgeBase.open(folder)"
+        )
+    if on_mismatch not in ("error", "plain"):
+        raise InvalidInputError(f"on_mismatch must be 'error' or 'plain', given {on_mismatch!r}")
     if len(kb) == 0:
         raise InvalidInputError(f"{kb.path} holds no finished rows; run redi build first")
     mark = kb.fingerprint
@@ -124,18 +132,18 @@ def report(pipe: Any) -> LeapReport:
     if found is None or not isinstance(found.listener, Server):
         raise InvalidInputError("redi is not active in this pipeline; call redi.enable(pipe, kb) first")
     if found.listener.last is None:
-        raise InvalidInputError("the pipeline has not been called since redi.enable; call it, then ask for a report")
+        raise InvalidInputError("no call has ended well since redi.enable; call the pipeline, then ask for a report")
     return found.listener.last
 
 
 def switch_prompt(
     pipe: Any, prompt: str | list[str], *, negative_prompt: str | None = None
 ) -> Callable[..., dict[str, Any]]:
-    """Zero-shot domain adaptation (paper, section 4.3): another prompt once the leap is made.
+    """Zero-shot domain adaptation (paper, section 4.3): another prompt once the first leap is made or missed.
 
     Pass the result as `callback_on_step_end` with `callback_on_step_end_tensor_inputs=["prompt_embeds"]`, and the
     content alone as the prompt: neighbours are found by content, what follows the leap is content and style. On a
-    coarse plan, where every step is a leap, the switch comes after the first.
+    coarse plan, where every step is a leap, and where the plain solver serves, the switch comes after the first step.
 
     Args:
         pipe: an enabled pipeline whose callbacks may replace `prompt_embeds`.
@@ -149,21 +157,34 @@ def switch_prompt(
 
     def swap(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         run = server.run
-        if run is None or not run.leapt_now:
+        if run is None or not run.switching:
             return {}
-        run.leapt_now = False
+        run.switching = False
         before = tensors["prompt_embeds"]
         guided = bool(pipe.do_classifier_free_guidance)
         count = len(prompt) if isinstance(prompt, list) else 1
         pictures = len(before) // (2 if guided else 1)
+        if pictures % count:
+            raise InvalidInputError(f"given {count} prompts to switch to for {pictures} pictures; give one, or as many")
         server.deaf = True
         try:
-            embeds, negative = pipe.encode_prompt(prompt, before.device, 1, guided, negative_prompt=negative_prompt)[:2]
+            encoded = pipe.encode_prompt(
+                prompt=prompt,
+                device=before.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=guided,
+                negative_prompt=negative_prompt,
+            )
         finally:
             server.deaf = False
-        parts = [negative, embeds] if guided else [embeds]
-        spread = [part.repeat_interleave(pictures // count, 0) for part in parts]
-        return {"prompt_embeds": torch.cat(spread).to(before.dtype)}
+
+        def spread(embeds: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+            parts = [negative, embeds] if guided else [embeds]
+            return torch.cat([part.repeat_interleave(pictures // count, 0) for part in parts]).to(before.dtype)
+
+        # Stable Diffusion XL has pooled embeddings besides
+        names = ("prompt_embeds", "add_text_embeds")[: len(encoded) // 2]
+        return {name: spread(*encoded[2 * i : 2 * i + 2]) for i, name in enumerate(names)}
 
     return swap
 

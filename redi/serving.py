@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, final
 import torch
 from torch import Tensor
 
+from redi.builder import changeable
 from redi.engine import ReDiEngine
 from redi.errors import FingerprintMismatchError, InvalidInputError
 from redi.interception import Listener, SteeredTimesteps
@@ -35,7 +36,8 @@ class Run:
     position: int = 0
     next_entry: int = 0
     calls: int = 0
-    leapt_now: bool = False
+    switching: bool = False  # whether the step under way is the one after which `switch_prompt` may switch
+    prompts: tuple[Any, ...] = ()
     per_prompt: int = 1
     notes: list[str] = field(default_factory=list[str])
 
@@ -61,10 +63,19 @@ class Server(Listener):
 
     def call(self, pipe: Any, proceed: Callable[..., Any], arguments: dict[str, Any], given: frozenset[str]) -> Any:
         """Look at the call's settings, choose the plan, let the pipeline run, and write the report."""
-        engine, arguments, notes = self.choose(arguments, given)
+        self.last = None
+        if pipe.scheduler is not self.scheduler:
+            raise InvalidInputError(
+                f"the pipeline's scheduler became {type(pipe.scheduler).__name__} while redi serves it with a "
+                f"{type(self.scheduler).__name__} of its own; call redi.disable(pipe) first, then set the scheduler"
+            )
+        engine, arguments, notes = self.choose(arguments, given, changeable(pipe))
         if engine is not None:
             _ = engine.table  # derived before the clock starts, once
-        self.run = run = Run(engine, notes=notes, per_prompt=int(arguments.get("num_images_per_prompt") or 1))
+        prompt = arguments.get("prompt")
+        prompts = tuple(prompt) if isinstance(prompt, list) else ()
+        each = int(arguments.get("num_images_per_prompt") or 1)
+        self.run = run = Run(engine, notes=notes, prompts=prompts, per_prompt=each)
         start = time.perf_counter()
         try:
             out = proceed(**arguments)
@@ -75,17 +86,20 @@ class Server(Listener):
             self.run = None
 
     def choose(
-        self, arguments: dict[str, Any], given: frozenset[str]
+        self, arguments: dict[str, Any], given: frozenset[str], now: Mapping[str, Any]
     ) -> tuple[ReDiEngine | None, dict[str, Any], list[str]]:
-        """The engine for these settings, or None for the plain solver."""
+        """The engine for these settings (and what the pipeline is `now`), or None for the plain solver."""
         kb = self.any_engine.knowledge_base
         mark = kb.fingerprint
-        by_steps = {e.plan.steps: e for e in self.engines.values()}
+        by_steps: dict[int, ReDiEngine] = {}
+        for e in self.engines.values():
+            by_steps.setdefault(e.plan.steps, e)
         if "num_inference_steps" not in given and len(by_steps) == 1:
             arguments = arguments | {"num_inference_steps": next(iter(by_steps))}
         ours = {"guidance_scale": mark.guidance, "height": mark.height, "width": mark.width}
-        arguments = arguments | {k: v for k, v in ours.items() if k in arguments and k not in given}
-        differences: dict[str, tuple[object, object]] = {}
+        absent = {k for k, v in arguments.items() if k not in given or v is None}
+        arguments = arguments | {k: v for k, v in ours.items() if k in absent}
+        differences = {k: (getattr(mark, k), v) for k, v in now.items() if getattr(mark, k) != v}
         steps = arguments.get("num_inference_steps")
         if steps not in by_steps:
             valid = ", ".join(f"{n} ({e.plan})" for n, e in sorted(by_steps.items()))
@@ -96,6 +110,9 @@ class Server(Listener):
                 differences[name] = (mine, theirs)
         if _negative(arguments.get("negative_prompt")) != {mark.negative_prompt}:
             differences["negative_prompt"] = (mark.negative_prompt, arguments["negative_prompt"])
+        latents = arguments.get("latents")
+        if latents is not None and tuple(latents.shape[1:]) != mark.sample_shape:
+            differences["latents"] = (mark.sample_shape, tuple(latents.shape[1:]))
         for name in _REFUSED:
             if arguments.get(name):
                 differences[name] = (None, arguments[name])
@@ -129,11 +146,16 @@ class Server(Listener):
                     f"{strangers} of {len(drawn)} latents passed are not from the noise bank: plain solver"
                 )
             return drawn
-        seeds = [f"redi:{self.seed}".encode()] if before is None else before
+        keys = [f"redi:{self.seed}".encode()] if before is None else before
+        keys = keys * len(drawn) if len(keys) == 1 else keys
         # only pictures of one prompt must differ; so a prompt's noise does not depend on what it is batched with
-        each = run.per_prompt
-        prompts = [seeds if len(seeds) == 1 else seeds[i : i + each] for i in range(0, len(drawn), each)]
-        ids, noise = map(torch.cat, zip(*(bank.draw(keys, each) for keys in prompts), strict=True))
+        prompts: dict[Any, list[int]] = {}
+        for i in range(len(drawn)):
+            at = i // run.per_prompt
+            prompts.setdefault(run.prompts[at] if run.prompts else at, []).append(i)
+        ids, noise = torch.empty(len(drawn), dtype=torch.int64), torch.empty(drawn.shape)
+        for pictures in prompts.values():
+            ids[pictures], noise[pictures] = bank.draw([keys[i] for i in pictures])
         run.noise_ids = ids
         return (noise * scale).to(drawn.device, drawn.dtype)
 
@@ -149,7 +171,7 @@ class Server(Listener):
             proceed(*args, **kwargs)
             return
         route, scheduler = run.engine.route, self.scheduler
-        install(scheduler, route.grid, kwargs.get("device"))
+        install(scheduler, route.grid, args[1] if len(args) > 1 else kwargs.get("device"))
         if not route.plan.own_grid:
             scheduler.timesteps = SteeredTimesteps.of(scheduler.timesteps, self.loop_code, self.follow)
 
@@ -158,8 +180,9 @@ class Server(Listener):
         run = self.run
         assert run is not None
         assert run.engine is not None
-        while run.next_entry < run.engine.route.fine.fine:
-            yield run.next_entry
+        while (entry := run.next_entry) < run.engine.route.fine.fine:
+            yield entry
+            run.next_entry = max(run.next_entry, entry + 1)  # an interrupted pipeline goes on without stepping
 
     def step(
         self, proceed: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any
@@ -170,6 +193,7 @@ class Server(Listener):
             return proceed(model_output, timestep, sample, **kwargs)
         run.calls += 1
         if run.engine is None or run.noise_ids is None:
+            run.switching = run.calls == 1
             return proceed(model_output, timestep, sample, **kwargs)
         if run.engine.route.plan.own_grid:
             return self.coarse_step(run, run.engine, proceed, model_output, timestep, sample, **kwargs)
@@ -238,8 +262,8 @@ class Server(Listener):
         state = snapshot(self.scheduler, engine.route.fine, leap.start)
         propagated, _ = engine.transport.propagate(sample, model_output, state, leap, engine.solver)
         x = engine.leap(propagated, run.recall, index, run.watch)
-        restore(self.scheduler, engine.arrive(run.recall, index, sample.device, run.watch))
-        run.next_entry, run.leapt_now = leap.stop, True
+        restore(self.scheduler, engine.arrive(run.recall, index, sample, run.watch))
+        run.next_entry = leap.stop
         return x
 
     def may_leap(self, run: Run) -> bool:
@@ -269,8 +293,8 @@ class Server(Listener):
         if leap in engine.retrieve_at:
             assert run.noise_ids is not None
             run.recall = engine.recall(query, run.noise_ids, leap, run.watch)
-            run.first = run.first or run.recall
-            run.leapt_now = engine.route.plan.own_grid
+            if run.first is None:
+                run.first, run.switching = run.recall, True
 
     def describe(self, run: Run) -> LeapReport:
         """The report of a finished call."""

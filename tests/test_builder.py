@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionImg2ImgPipeline
 from torch import Tensor
 
 import redi
@@ -147,6 +148,15 @@ def test_nothing_to_build_is_refused(tmp_path: Path) -> None:
         run(pipeline(), tmp_path, prompts=[])
     with pytest.raises(InvalidInputError, match="fine steps"):
         run(pipeline(), tmp_path, "coarse:4/10+coarse:4/12")
+    with pytest.raises(InvalidInputError, match="list of prompts"):
+        run(pipeline(), tmp_path, prompts="a red fox")
+    with pytest.raises(InvalidInputError, match="batch_size"):
+        run(pipeline(), tmp_path, batch_size=-1)
+    with pytest.raises(InvalidInputError, match="multiples of 8"):
+        run(pipeline(), tmp_path, height=20)
+    with pytest.raises(InvalidInputError, match="starts from a picture"):
+        run(StableDiffusionImg2ImgPipeline(**pipeline().components, requires_safety_checker=False), tmp_path / "kb")
+    assert not (tmp_path / "kb").exists()
 
 
 def test_our_own_loop_records_what_it_walks() -> None:

@@ -15,10 +15,12 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
     UniPCMultistepScheduler,
@@ -27,7 +29,14 @@ from torch import Tensor
 
 import redi
 from redi.builder import build
-from redi.errors import FingerprintMismatchError, InvalidInputError, NoiseError, UnsupportedSolverError
+from redi.errors import (
+    FingerprintMismatchError,
+    InvalidInputError,
+    KnowledgeBaseError,
+    NoiseError,
+    PlanError,
+    UnsupportedSolverError,
+)
 from redi.knowledge_base import KnowledgeBase
 from redi.plan import Plan
 from redi.solvers import DiffusersSolver
@@ -477,3 +486,170 @@ def test_pictures_come_out(tmp_path: Path) -> None:
     assert image.size == (kb.fingerprint.width, kb.fingerprint.height)
     text = str(redi.report(pipe))
     assert "5 per picture instead of 12" in text
+
+
+@pytest.mark.parametrize("cls", [PNDMScheduler, LMSDiscreteScheduler, DEISMultistepScheduler])
+def test_a_jump_in_half_precision_carries_its_history(tmp_path: Path, cls: Any) -> None:
+    pipe = pipeline()
+    pipe.scheduler = cls.from_config(
+        pipe.scheduler.config, **({"skip_prk_steps": True} if cls is PNDMScheduler else {})
+    )
+    pipe = pipe.to(torch.bfloat16)
+    kb = knowledge_base(pipe, tmp_path, "jump:4:8/12")
+    noise = kb.bank.noise(torch.zeros(4, dtype=torch.int64)).to(torch.bfloat16)
+    fine = latents(pipe, latents=noise, num_inference_steps=12)
+    redi.enable(pipe, kb, neighbors=1, transport=Value())
+    leapt = latents(pipe, latents=noise)
+    assert leapt.dtype == torch.bfloat16
+    assert relative(leapt.float(), fine.float()) <= 1e-2
+
+
+def test_a_plain_call_between_leaping_ones_is_plain(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "unipc")
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+
+    def run(steps: int) -> Tensor:
+        return latents(pipe, num_inference_steps=steps, generator=torch.Generator().manual_seed(1))
+
+    plain = run(7)
+    redi.enable(pipe, kb, on_mismatch="plain")
+    leapt = run(5)
+    assert torch.equal(run(7), plain)
+    assert torch.equal(run(5), leapt)
+
+
+def test_an_interrupted_jump_ends(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "dpm")
+    kb = knowledge_base(pipe, tmp_path, "jump:3:7/12")
+    redi.enable(pipe, kb, transport=Value())
+    left = 50
+
+    def interrupt(pipe: Any, i: int, t: Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = True  # as diffusers documents it
+        return tensors
+
+    def bounded(entries: Iterator[int]) -> Iterator[int]:
+        nonlocal left
+        for entry in entries:
+            left -= 1
+            assert left > 0
+            yield entry
+
+    server = pipe._redi_interception.listener
+    follow = server.follow
+    server.follow = lambda: bounded(follow())
+    latents(pipe, callback_on_step_end=interrupt)
+    assert redi.report(pipe).nfe == 1
+
+
+def test_a_copied_pipeline_is_enabled_and_apart(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "dpm")
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+    redi.enable(pipe, kb)
+    before = latents(pipe)
+    twin = copy.deepcopy(pipe)
+    assert torch.equal(latents(twin), before)
+    redi.disable(twin)
+    assert torch.equal(latents(pipe), before)
+
+
+def test_a_scheduler_set_while_enabled_is_refused_and_kept(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "dpm")
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+    redi.enable(pipe, kb)
+    pipe.scheduler = mine = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(InvalidInputError, match=r"redi\.disable"):
+        latents(pipe)
+    redi.disable(pipe)
+    assert pipe.scheduler is mine
+
+
+def test_a_precision_changed_while_enabled_is_refused(tmp_path: Path) -> None:
+    pipe = pipeline()
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+    redi.enable(pipe, kb)
+    pipe.to(torch.bfloat16)
+    with pytest.raises(FingerprintMismatchError, match="dtype"):
+        latents(pipe)
+
+
+def test_latents_of_another_shape_are_refused_or_served_plainly(tmp_path: Path) -> None:
+    pipe = pipeline()
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+    wide = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+    redi.enable(pipe, kb)
+    with pytest.raises(FingerprintMismatchError, match="latents"):
+        latents(pipe, latents=wide)
+    redi.disable(pipe)
+    redi.enable(pipe, kb, on_mismatch="plain")
+    assert latents(pipe, latents=wide).shape == wide.shape
+
+
+def test_no_size_is_the_size_of_the_knowledge_base(tmp_path: Path) -> None:
+    pipe = pipeline()
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12", height=24, width=32)
+    redi.enable(pipe, kb)
+    assert latents(pipe, height=None, width=None).shape == (4, 4, 12, 16)
+
+
+def test_a_prompt_given_twice_gets_two_pictures(tmp_path: Path) -> None:
+    pipe = pipeline()
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12", noises=3)
+    redi.enable(pipe, kb)
+    latents(pipe, ["a red fox", "an old house", "a red fox", "a red fox"])
+    first, other, second, third = redi.report(pipe).noise_ids
+    assert len({first, second, third}) == 3
+    latents(pipe, "an old house")
+    assert redi.report(pipe).noise_ids == (other,)
+
+
+def test_of_plans_with_equal_steps_the_first_is_served(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "dpm")
+    kb = knowledge_base(pipe, tmp_path, "jump:3:7/12+jump:3:9/12")
+    redi.enable(pipe, kb, transport=Value())
+    latents(pipe)
+    assert redi.report(pipe).plan == "jump:3:7/12"
+
+
+def test_the_prompt_changes_after_a_missed_leap_too(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "dpm")
+    kb = knowledge_base(pipe, tmp_path, "jump:3:7/12")
+    redi.enable(pipe, kb, transport=Value())
+    strange = torch.randn(4, *kb.bank.shape, generator=torch.Generator().manual_seed(5))
+    plain = latents(pipe, latents=strange)
+    styled = latents(
+        pipe,
+        latents=strange,
+        callback_on_step_end=redi.switch_prompt(pipe, "noto style"),
+        callback_on_step_end_tensor_inputs=["prompt_embeds"],
+    )
+    assert not any(redi.report(pipe).leapt)
+    assert not torch.equal(styled, plain)
+
+
+def test_a_compiled_network_is_the_same_network(tmp_path: Path) -> None:
+    pipe = pipeline()
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+    pipe.unet = torch.compile(pipe.unet, backend="eager")  # compiled at its first call, which this test does without
+    redi.enable(pipe, kb)
+
+
+def test_enable_refuses_what_could_not_be_served(tmp_path: Path) -> None:
+    pipe = pipeline()
+    kb = knowledge_base(pipe, tmp_path, "coarse:6/12")
+    with pytest.raises(KnowledgeBaseError, match="rebuild it with --plan coarse:5/12"):
+        redi.enable(pipe, kb, plan="coarse:5/12")
+    with pytest.raises(PlanError, match="solved in 12"):
+        redi.enable(pipe, kb, plan="coarse:3/6")
+    redi.enable(pipe, kb)  # nothing was left behind
+
+
+def test_a_failed_call_leaves_no_report(tmp_path: Path) -> None:
+    pipe = pipeline()
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+    redi.enable(pipe, kb)
+    latents(pipe)
+    with pytest.raises(FingerprintMismatchError):
+        latents(pipe, guidance_scale=9.0)
+    with pytest.raises(InvalidInputError, match="no call has ended well"):
+        redi.report(pipe)
