@@ -55,6 +55,8 @@ def run(given: argparse.Namespace, console: Console) -> int:
     for name in ("steps", "neighbors", "batch_size"):
         if (value := getattr(given, name)) is not None and value < 1:
             raise InvalidInputError(f"--{name.replace('_', '-')} must be at least 1, given {value}")
+    if not -(2**63) <= given.seed < 2**64:
+        raise InvalidInputError(f"--seed must fit into 64 bits, given {given.seed}")
     if any(not p.strip() for p in given.prompt):
         raise InvalidInputError("a prompt is empty; give a text to draw")
     out = Path(given.out)

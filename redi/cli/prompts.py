@@ -41,9 +41,9 @@ def read(source: str, *, column: str | None, model: str, note: Callable[[str], N
         elif suffix == ".json":
             found = _values(json.loads(text), column, source)
         elif suffix == ".jsonl":
-            found = _values([json.loads(line) for line in text.splitlines() if line.strip()], column, source)
+            found = _values([json.loads(line) for line in _lines(text) if line.strip()], column, source)
         else:
-            found = text.splitlines()
+            found = _lines(text)
     except (json.JSONDecodeError, csv.Error) as e:
         raise InvalidInputError(f"{source} is not {suffix[1:]}: {e}") from e
     stripped = [p.strip() for p in found]
@@ -81,6 +81,11 @@ def _text(source: str) -> str:
         raise InvalidInputError(
             f"{_named(source)} is not UTF-8 text (byte {e.start}, line {line}); convert it, e.g. with iconv"
         ) from e
+
+
+def _lines(text: str) -> list[str]:
+    """Lines as files have them, of every system; `str.splitlines` would also split at separators within a text."""
+    return io.StringIO(text, newline=None).read().split("\n")
 
 
 def _table(text: str, delimiter: str, column: str | None, source: str) -> list[str]:

@@ -34,6 +34,8 @@ def read(path: Path | str, column: str | None = None, notes: list[str] | None = 
         ("a.json", '[{"prompt": "red apple", "n": 1}, {"prompt": "green heart"}]', None),
         ("a.jsonl", '{"x": "red apple", "prompt": "no"}\n\n{"x": "green heart"}\n', "x"),
         ("a.jsonl", '"red apple"\n"green heart"\n', None),
+        ("a.jsonl", '"red apple"\r\n"\u2028green heart"', None),
+        ("a.txt", "red apple\x0c\rgreen heart\r\n", None),
     ],
 )
 def test_every_form(tmp_path: Path, name: str, content: str, column: str | None) -> None:
