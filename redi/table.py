@@ -102,7 +102,11 @@ class Table:
     def search(
         self, query: Float[Tensor, "b d"], noise_ids: Int64[Tensor, " b"], at: int, k: int
     ) -> tuple[Int64[Tensor, "b k"], Float32[Tensor, "b k"]]:
-        """Row ids and L2 distances of the k nearest rows of each query's own noise; −1 and inf where there are none."""
+        """Row ids and L2 distances of the k nearest rows of each query's own noise; −1 and inf where there are none.
+
+        No wider than the noise with the most rows: a gather copies a row even where its weight is zero.
+        """
+        k = min(k, max(part.index.shape[0] for (leap, _), part in self.partitions.items() if leap == at))
         ids = torch.full((len(query), k), -1, dtype=torch.int64)
         distances = torch.full((len(query), k), torch.inf)
         for noise_id in noise_ids.unique().tolist():

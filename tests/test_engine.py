@@ -351,3 +351,11 @@ def test_a_copied_engine_is_itself(tmp_path: Path) -> None:
     w = world(tmp_path, solver_of("dpm2"), plan, Curved())
     engine = ReDiEngine(w.kb, w.solver, plan)
     assert engine.table is copy.deepcopy(engine).table
+
+
+def test_asking_for_far_more_neighbours_than_rows_costs_nothing(tmp_path: Path) -> None:
+    plan = Plan.coarse(6, STEPS)
+    w = world(tmp_path, solver_of("dpm2"), plan, Curved())
+    engine = ReDiEngine(w.kb, w.solver, plan, neighbors=10**9)
+    recall = engine.recall(torch.zeros(1, *w.kb.bank.shape), torch.tensor([0]), 0)
+    assert recall.ids.shape == (1, 8)
