@@ -106,7 +106,6 @@ class Plan:
     @classmethod
     def parse(cls, text: str) -> Plan:
         """Read a plan as it is written on the command line: `jump:10:30/50`, `coarse:8/40` or `at:0,5,20/40`."""
-        text = text.strip()
         if m := _JUMP.fullmatch(text):
             leaps = [(int(a), int(b)) for a, b in (pair.split(":") for pair in m[1].split("+"))]
             return cls.jumps(leaps, int(m[2]))
