@@ -28,7 +28,6 @@ _PLAIN: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
     ("DPM-Solver++ 2M", "dpmsolver++", {}),
     ("DPM-Solver++ 2M Karras", "dpmsolver++", {"use_karras_sigmas": True}),
     ("UniPC", "unipc", {}),
-    ("UniPC Karras", "unipc", {"use_karras_sigmas": True}),
     ("DEIS", "deis", {}),
     ("DDIM", "ddim", {}),
 )
@@ -39,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--out", default="demo", metavar="DIR", help="folder for everything it makes")
     parser.add_argument("--rows", type=int, default=300, metavar="N", help="trajectories in the knowledge base")
-    parser.add_argument("--prompts", type=int, default=96, metavar="N", help="held-out prompts that are measured")
+    parser.add_argument("--prompts", type=int, default=64, metavar="N", help="held-out prompts that are measured")
     parser.add_argument("--steps", type=int, default=8, metavar="N", help="the small budget, in model calls")
     parser.add_argument("--fine", type=int, default=40, metavar="N", help="steps of the fine solve")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise bank")
