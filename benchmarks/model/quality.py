@@ -1,0 +1,154 @@
+"""Measure the shipped model: the autoencoder, the evaluator, and pictures drawn finely, beside real ones."""
+
+import argparse
+import json
+import os
+import platform
+from pathlib import Path
+
+import autoencoder
+import data
+import diffusers
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+from redi import zoo
+from redi.evaluator import Evaluator
+
+STEPS, GUIDANCE = 40, 3.0
+SHEET = (  # the last two are held out
+    "grinning face", "red heart", "rocket", "sunflower", "octopus", "house", "crown", "red apple",
+    "pizza", "hot beverage",
+)  # fmt: skip
+
+
+def draw(pipeline: StableDiffusionPipeline, prompts: list[str], seed: int) -> Tensor:
+    """Pictures in [0, 1] of the prompts, in batches, each batch with its own seed."""
+    parts: list[Tensor] = []
+    for start in range(0, len(prompts), 50):
+        generator = torch.Generator().manual_seed(seed + start)
+        batch = prompts[start : start + 50]
+        parts.append(
+            pipeline(
+                batch, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generator, output_type="pt"
+            ).images
+        )
+    return torch.cat(parts)
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """Squared Fréchet distance of two Gaussians fitted to rows: |m - n|^2 + tr(A + B - 2 (A B)^(1/2))."""
+    a, b = a.double(), b.double()
+    A, B = torch.cov(a.T), torch.cov(b.T)
+    values, vectors = torch.linalg.eigh(A)
+    root = vectors * values.clamp_min(0.0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ B @ root).clamp_min(0.0).sqrt().sum()
+    return float((a.mean(0) - b.mean(0)).square().sum() + A.trace() + B.trace() - 2.0 * cross)
+
+
+def recall(evaluator: Evaluator, images: Tensor, captions: list[str], pool: list[str], seed: int) -> float:
+    """Share of pictures whose own caption is among the 10 that fit best out of it and 99 others of `pool`."""
+    rng = np.random.default_rng(seed)
+    features, index = evaluator.text_features(pool), {c: i for i, c in enumerate(pool)}
+    hits = 0
+    for image, caption in zip(evaluator.image_features(images), captions, strict=True):
+        own = index[caption]
+        others = rng.permutation([i for i in range(len(pool)) if i != own])[:99]
+        scores = features @ image
+        hits += int((scores[torch.from_numpy(others)] >= scores[own]).sum()) < 10
+    return hits / len(captions)
+
+
+def judge(
+    evaluator: Evaluator, images: Tensor, rows: data.Pictures, against: Tensor, pool: list[str], seed: int
+) -> dict[str, float]:
+    wanted = torch.tensor([evaluator.styles.index(s) for s in rows.styles])
+    return {
+        "style_accuracy": float((evaluator.style_logits(images).argmax(dim=1) == wanted).float().mean()),
+        "recall_at_10_of_100": recall(evaluator, images, rows.captions, pool, seed),
+        "score": float(evaluator.score(images, rows.prompts()).mean()),
+        "frechet": frechet(evaluator.features(images), against),
+    }
+
+
+def choose(pictures: data.Pictures, count: int, seed: int) -> data.Pictures:
+    order = np.random.default_rng(seed).permutation(len(pictures))[:count]
+    return data.Pictures(
+        pictures.images[torch.from_numpy(order)],
+        [pictures.captions[i] for i in order],
+        [pictures.styles[i] for i in order],
+    )
+
+
+def sheet(images: Tensor, columns: int, scale: int) -> Image.Image:
+    """Pictures side by side, row by row, each pixel drawn as scale x scale."""
+    n, _, h, w = images.shape
+    grid = images.reshape(n // columns, columns, 3, h, w).permute(0, 3, 1, 4, 2)
+    pixels = (grid.reshape(n // columns * h, columns * w, 3) * 255.0).round().byte().numpy()
+    return Image.fromarray(pixels.repeat(scale, axis=0).repeat(scale, axis=1))
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--data", type=Path, required=True, help="folder that holds emoji32.npz")
+    p.add_argument("--out", type=Path, required=True, help="folder for quality.json and the sheets")
+    p.add_argument("--count", type=int, default=1000, help="pictures drawn")
+    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--seed", type=int, default=0)
+    args = p.parse_args()
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    pipeline, evaluator = zoo.load("emoji"), Evaluator.load()
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    prompts = [data.prompt(c, s) for c in SHEET for s in evaluator.styles]
+    sheet(draw(pipeline, prompts, args.seed), len(evaluator.styles), 2).save(args.out / "sheet.png", optimize=True)
+
+    train, val = data.load(args.data, "train"), data.load(args.data, "val")
+    real = train.images.float() / 255.0
+    features = evaluator.features(real)
+    known, unknown = sorted(set(train.captions)), sorted(set(val.captions))
+    seen, unseen = choose(train, args.count, args.seed), choose(val, args.count, args.seed)
+    subjects = {
+        "real_train": (seen.images.float() / 255.0, seen, known),
+        "real_val": (unseen.images.float() / 255.0, unseen, unknown),
+        "generated_train": (draw(pipeline, seen.prompts(), args.seed), seen, known),
+        "generated_val": (draw(pipeline, unseen.prompts(), args.seed), unseen, unknown),
+    }
+    report = {
+        "autoencoder_val_psnr_db": autoencoder.psnr(pipeline.vae, val.images),
+        "evaluator_val_style_accuracy": float(
+            np.mean(
+                [
+                    evaluator.styles[i] == s
+                    for i, s in zip(
+                        evaluator.style_logits(val.images.float() / 255.0).argmax(dim=1).tolist(),
+                        val.styles,
+                        strict=True,
+                    )
+                ]
+            )
+        ),
+        **{
+            name: judge(evaluator, images, rows, features, pool, args.seed)
+            for name, (images, rows, pool) in subjects.items()
+        },
+        "settings": {"steps": STEPS, "guidance": GUIDANCE, "count": args.count, "seed": args.seed},
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": args.threads,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+        },
+    }
+    (args.out / "quality.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
