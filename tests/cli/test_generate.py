@@ -15,6 +15,7 @@ from PIL import Image
 import redi as package
 from redi.knowledge_base import KnowledgeBase
 from tests.cli.conftest import Redi
+from tests.tiny import saved, tiny_pipeline
 
 
 def pixels(file: Path) -> np.ndarray:
@@ -117,8 +118,6 @@ def test_what_cannot_be_generated(redi: Redi, kb: Path, tmp_path: Path, options:
 
 
 def test_another_model_is_refused(redi: Redi, kb: Path, tmp_path: Path) -> None:
-    from tests.tiny import tiny_pipeline
-
     tiny_pipeline(seed=1).save_pretrained(tmp_path / "other")
     done = redi("generate", kb, "cat", "--out", tmp_path / "x", "--model", tmp_path / "other")
     assert done.code == 2
@@ -144,3 +143,13 @@ def test_a_jump_with_the_papers_transport(redi: Redi, model: Path, prompts: Path
         assert (done.json["nfe_full"], done.json["saved"]) == (9, 4)
     done = redi("generate", kb, "cat", "--out", x, "--transport", "defect")
     assert (done.code, "PNDMScheduler" in done.err) == (2, True)
+
+
+def test_the_shape_of_stable_diffusion(redi: Redi, prompts: Path, tmp_path: Path) -> None:
+    kb, out = tmp_path / "kb", tmp_path / "x"
+    done = redi("build", saved("sd15"), prompts, kb, "--plan", "coarse:2/4", "--limit", "2", "--batch-size", "2")
+    assert done.code == 0, done.err
+    done = redi("generate", kb, "red apple, noto style", "--out", out, "--json", "-")
+    assert done.code == 0, done.err
+    assert (done.json["nfe"], done.json["nfe_full"], done.json["pictures"][0]["leapt"]) == (2, 4, True)
+    assert pixels(Path(done.json["pictures"][0]["file"])).shape == (512, 512, 3)
