@@ -112,7 +112,7 @@ def enable(
         )
 
     scheduler = solver.scheduler()
-    server = Server({str(p): engine(p) for p in plans}, scheduler, loop_code(pipe), on_mismatch, seed)
+    server = Server([engine(p) for p in plans], scheduler, loop_code(pipe), on_mismatch, seed)
     Interception(pipe, scheduler, server).install()
 
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 
 from redi.builder import changeable
 from redi.engine import ReDiEngine
-from redi.errors import FingerprintMismatchError, InvalidInputError
+from redi.errors import InvalidInputError
 from redi.interception import Listener, SteeredTimesteps
 from redi.plan import Segment
 from redi.recall import Recall, Stopwatch, describe
+from redi.settings import decide
 from redi.solvers import install, restore, snapshot, stepping
 from redi.types import LeapReport
-
-_REFUSED: Final = ("timesteps", "sigmas", "denoising_end", "denoising_start", "eta")
 
 
 @final
@@ -47,7 +46,7 @@ class Run:
 class Server(Listener):
     """Listens to an enabled pipeline and leaps: everything of `enable` that changes lives here."""
 
-    engines: Mapping[str, ReDiEngine]
+    engines: Sequence[ReDiEngine]
     scheduler: Any
     loop_code: Any
     on_mismatch: Literal["error", "plain"]
@@ -55,11 +54,6 @@ class Server(Listener):
     run: Run | None = None
     last: LeapReport | None = None
     deaf: bool = False
-
-    @property
-    def any_engine(self) -> ReDiEngine:
-        """One of the engines; they share knowledge base and solver."""
-        return next(iter(self.engines.values()))
 
     def call(self, pipe: Any, proceed: Callable[..., Any], arguments: dict[str, Any], given: frozenset[str]) -> Any:
         """Look at the call's settings, choose the plan, let the pipeline run, and write the report."""
@@ -69,62 +63,21 @@ class Server(Listener):
                 f"the pipeline's scheduler became {type(pipe.scheduler).__name__} while redi serves it with a "
                 f"{type(self.scheduler).__name__} of its own; call redi.disable(pipe) first, then set the scheduler"
             )
-        engine, arguments, notes = self.choose(arguments, given, changeable(pipe))
-        if engine is not None:
-            _ = engine.table  # derived before the clock starts, once
+        decision = decide(self.engines, arguments, given, changeable(pipe), self.on_mismatch)
+        if decision.engine is not None:
+            _ = decision.engine.table  # derived before the clock starts, once
         prompt = arguments.get("prompt")
         prompts = tuple(prompt) if isinstance(prompt, list) else ()
         each = int(arguments.get("num_images_per_prompt") or 1)
-        self.run = run = Run(engine, notes=notes, prompts=prompts, per_prompt=each)
+        self.run = run = Run(decision.engine, notes=list(decision.notes), prompts=prompts, per_prompt=each)
         start = time.perf_counter()
         try:
-            out = proceed(**arguments)
+            out = proceed(**decision.arguments)
             run.watch.seconds["total"] = time.perf_counter() - start
             self.last = self.describe(run)
             return out
         finally:
             self.run = None
-
-    def choose(
-        self, arguments: dict[str, Any], given: frozenset[str], now: Mapping[str, Any]
-    ) -> tuple[ReDiEngine | None, dict[str, Any], list[str]]:
-        """The engine for these settings (and what the pipeline is `now`), or None for the plain solver."""
-        kb = self.any_engine.knowledge_base
-        mark = kb.fingerprint
-        by_steps: dict[int, ReDiEngine] = {}
-        for e in self.engines.values():
-            by_steps.setdefault(e.plan.steps, e)
-        if "num_inference_steps" not in given and len(by_steps) == 1:
-            arguments = arguments | {"num_inference_steps": next(iter(by_steps))}
-        ours = {"guidance_scale": mark.guidance, "height": mark.height, "width": mark.width}
-        absent = {k for k, v in arguments.items() if k not in given or v is None}
-        arguments = arguments | {k: v for k, v in ours.items() if k in absent}
-        differences = {k: (getattr(mark, k), v) for k, v in now.items() if getattr(mark, k) != v}
-        steps = arguments.get("num_inference_steps")
-        if steps not in by_steps:
-            valid = ", ".join(f"{n} ({e.plan})" for n, e in sorted(by_steps.items()))
-            differences["num_inference_steps"] = (valid, steps)
-        for name, mine in {**ours, "guidance_rescale": mark.guidance_rescale}.items():
-            theirs = arguments.get(name)
-            if theirs is not None and theirs != mine:
-                differences[name] = (mine, theirs)
-        if _negative(arguments.get("negative_prompt")) != {mark.negative_prompt}:
-            differences["negative_prompt"] = (mark.negative_prompt, arguments["negative_prompt"])
-        latents = arguments.get("latents")
-        if latents is not None and tuple(latents.shape[1:]) != mark.sample_shape:
-            differences["latents"] = (mark.sample_shape, tuple(latents.shape[1:]))
-        for name in _REFUSED:
-            if arguments.get(name):
-                differences[name] = (None, arguments[name])
-        if not differences:
-            return by_steps[int(arguments["num_inference_steps"])], arguments, []
-        if self.on_mismatch == "error":
-            raise FingerprintMismatchError(
-                differences,
-                "call the pipeline with the knowledge base's settings, or enable it with on_mismatch='plain' "
-                "to run the plain solver where they differ",
-            )
-        return None, arguments, [f"plain solver: {', '.join(sorted(differences))} differ from the knowledge base's"]
 
     def noise(self, drawn: Tensor, passed: bool, before: list[bytes] | None) -> Tensor:
         """Replace drawn noise by the bank's; recognise noise that was passed."""
@@ -312,12 +265,6 @@ class Server(Listener):
             seconds=run.watch.seconds,
             notes=run.notes,
         )
-
-
-def _negative(given: str | list[str] | None) -> set[str]:
-    if given is None:
-        return {""}
-    return {given} if isinstance(given, str) else set(given)
 
 
 def _with_sample(out: Any, sample: Tensor) -> Any:

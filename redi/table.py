@@ -17,7 +17,8 @@ from redi.backends import Index, Retriever
 from redi.errors import InvalidInputError, KnowledgeBaseError, PlanError
 from redi.knowledge_base import Derived, KnowledgeBase
 from redi.plan import Route, Segment
-from redi.solvers import SolverAdapter
+from redi.solvers import DiffusersSolver, SolverAdapter
+from redi.solvers.specs import SPECS
 from redi.transports import Transport, brackets, needs
 from redi.types import Rows
 
@@ -155,6 +156,26 @@ def require(kb: KnowledgeBase, route: Route, solver: SolverAdapter, *, key: Key,
             f"{sorted(wanted.denoised)}; {kb.path} recorded {sorted(kb.record.samples)} and "
             f"{sorted(kb.record.denoised)}; rebuild it with --plan {route.plan}"
         )
+    _check_solver(kb, route, solver)
+
+
+def _check_solver(kb: KnowledgeBase, route: Route, solver: SolverAdapter) -> None:
+    """Rows serve another solver only where it sees the same samples at the same times, and brings no history along."""
+    mark = kb.fingerprint
+    if mark.scheduler not in SPECS:
+        return  # solved by an adapter of the user's own, which nothing on the disk can make again
+    own = DiffusersSolver.from_config(mark.scheduler, mark.scheduler_config)
+    mine, theirs = own.schedule(mark.steps), route.fine
+    same = torch.equal(mine.timesteps.cpu(), theirs.timesteps.cpu())
+    # solvers may end at other noise levels: a defect leads to where the rows ended
+    levels = ((mine.signal, theirs.signal), (mine.noise, theirs.noise))
+    if not (same and all(torch.allclose(a[:-1], b[:-1]) for a, b in levels)):
+        raise PlanError(
+            f"the rows were solved by {own}, whose samples and timesteps are not those of {solver}; "
+            "serve them with a solver on the same schedule, or build a knowledge base with this one"
+        )
+    if not route.plan.own_grid and solver.identity() != own.identity():
+        raise PlanError(f"a jump carries the history of the solver of the rows, {own}; given {solver}")
 
 
 def _check_key(key: Key, route: Route, at: int) -> None:

@@ -288,6 +288,23 @@ def test_every_combiner_serves(tmp_path: Path) -> None:
         assert torch.isfinite(x).all()
 
 
+def test_rows_serve_another_solver_on_the_same_schedule(tmp_path: Path) -> None:
+    plan = Plan.coarse(6, STEPS)
+    w = world(tmp_path, solver_of("dpm2"), plan, Curved())
+    engine = ReDiEngine(w.kb, solver_of("deis"), plan, neighbors=1)  # its own defects, the same fine samples
+    assert own_row(w, engine) <= 1e-5
+
+
+def test_rows_do_not_serve_a_solver_that_sees_other_samples(tmp_path: Path) -> None:
+    plan = Plan.coarse(6, STEPS)
+    w = world(tmp_path / "a", solver_of("dpm2"), plan, Curved())
+    with pytest.raises(PlanError, match="EulerDiscreteScheduler"):  # x there is x here divided by the signal
+        ReDiEngine(w.kb, solver_of("euler"), plan)
+    w = world(tmp_path / "b", solver_of("dpm2"), jump_of("dpm2"), Curved())
+    with pytest.raises(PlanError, match="history"):
+        ReDiEngine(w.kb, solver_of("deis"), jump_of("dpm2"), transport=Value())
+
+
 def test_what_cannot_work_is_refused_with_what_to_do(tmp_path: Path) -> None:
     plan = Plan.coarse(6, STEPS)
     w = world(tmp_path, solver_of("dpm2"), plan, Curved())
