@@ -94,7 +94,7 @@ def as_json(found: Race) -> dict[str, Any]:
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
     calls = [r["nfe"] for r in results]
     measures = {"frechet": "Fréchet distance to the fine solve", "latent_error": "latent error against the fine solve"}
     for axes, (measure, label) in zip(figure.subplots(1, 2), measures.items(), strict=True):
@@ -104,7 +104,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         axes.plot(calls, [r["redi"][measure] for r in results], "o-k", label="redi", linewidth=2)
         axes.set(xlabel="model calls per picture", ylabel=label, yscale="log", xticks=calls)
         axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=150)
 
 
