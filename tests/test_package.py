@@ -72,7 +72,9 @@ def test_one_version(project: dict[str, Any]) -> None:
     assert f"## [{version}] - " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_licence_and_typing_marker_are_there() -> None:
+def test_licence_and_typing_marker_are_there(project: dict[str, Any]) -> None:
+    for name in project["project"]["license-files"]:
+        assert (ROOT / name).is_file()
     licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Apache License" in licence
     assert "END OF TERMS AND CONDITIONS" in licence
@@ -107,6 +109,14 @@ def test_whatever_is_installed_is_what_is_pinned() -> None:
     pins = dict(line.split("==") for line in lines if "==" in line)
     for name in ("torch", "diffusers", "transformers", "numpy", "safetensors", "scipy"):
         assert distribution(name).version.partition("+")[0] == pins[name]
+
+
+def test_everything_that_ships_is_tracked_and_small() -> None:
+    """What git ignores the wheel leaves out; what is bundled shall not make installing slow."""
+    bundled = {path for path in (PACKAGE / "assets").rglob("*") if path.is_file()}
+    assert bundled <= set(tracked())
+    assert sum(path.stat().st_size for path in bundled) <= 20e6
+    assert all(path.suffix in {".json", ".md", ".png", ".safetensors", ".txt"} for path in bundled)
 
 
 # What unpickles, or may be told to. Nothing in redi/ may call it: a knowledge base comes from strangers.
