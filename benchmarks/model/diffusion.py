@@ -107,7 +107,11 @@ def main() -> None:
     pictures = data.load(args.data, "train")
     mean, deviation = prepare(args.out, pictures)
     known = sorted(set(pictures.captions))
-    tokenizer = text.train_tokenizer(known + pictures.prompts(), args.out / "tokenizer")
+    folder = args.out / "tokenizer"
+    if args.resume:  # learning breaks ties by chance, and the weights know the ids of the first time
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
+    else:
+        tokenizer = text.train_tokenizer(known + pictures.prompts(), folder)
     with_style = text.tokens(tokenizer, pictures.prompts())
     without_style = text.tokens(tokenizer, pictures.captions)
     nothing = text.tokens(tokenizer, [""])
