@@ -102,12 +102,12 @@ def test_the_sheet_shows_every_pixel_where_it_belongs() -> None:
 
 def test_the_whole_demo(redi: Redi, tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    options = ("--out", out, "--rows", "24", "--prompts", "8", "--steps", "4", "--fine", "12", "--batch-size", "8")
+    options = ("--out", out, "--rows", "64", "--prompts", "16", "--steps", "6", "--fine", "24")
     done = redi("demo", *options, "--json", tmp_path / "d.json")
     assert done.code == 0, done.err
     said = json.loads((out / "report.json").read_text())
     assert json.loads((tmp_path / "d.json").read_text()) == said
-    assert (said["rows"], said["prompts"], said["nfe_full"], said["nfe_redi"], said["nfe_plain"]) == (24, 8, 12, 4, 4)
+    assert (said["rows"], said["prompts"], said["nfe_full"], said["nfe_redi"], said["nfe_plain"]) == (64, 16, 24, 6, 6)
     assert said["speedup"] == pytest.approx(said["seconds_full"] / said["seconds_redi"])
     assert len(said["plain_solvers"]) >= 3
     best = min(said["plain_solvers"], key=lambda s: s["frechet"])
