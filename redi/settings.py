@@ -51,7 +51,7 @@ def decide(
     by_steps = {e.plan.steps: e for e in reversed(engines)}
     ours = {"guidance_scale": mark.guidance, "height": mark.height, "width": mark.width}
     absent = {name for name, value in arguments.items() if name not in given or value is None}
-    filled = {**arguments, **{name: value for name, value in ours.items() if name in absent}}
+    filled: dict[str, Any] = {**arguments, **{name: value for name, value in ours.items() if name in absent}}
     if "num_inference_steps" not in given and len(by_steps) == 1:
         filled["num_inference_steps"] = next(iter(by_steps))
 
