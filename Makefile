@@ -40,19 +40,16 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## build, serve and compare on the bundled model; leaves demo/comparison.png and demo/report.json
 	$(BIN)/redi demo
 
-test: $(READY) ## the checks before every commit; the last line is pytest's
-	$(BIN)/ruff format --check
-	$(BIN)/ruff check
-	$(BIN)/lint-imports
+test: lint ## the checks before every commit; the last line is pytest's
 	$(BIN)/pytest -m 'not slow'
 
-test-all: lint ## everything: the linters with pyright, and the slow tests too
+test-all: lint ## the slow tests too
 	$(BIN)/pytest
 
-lint: $(READY) ## ruff, import-linter and pyright (which fetches node on its first run where there is none)
+lint: $(READY) ## ruff, import-linter and pyright
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/pyright
 
 format: $(READY) ## ruff's formatter and its safe fixes
