@@ -43,7 +43,7 @@ demo: $(READY) ## build, serve and compare on the bundled model; leaves demo/com
 test: lint ## the checks before every commit; the last line is pytest's
 	$(BIN)/pytest -m 'not slow'
 
-test-all: lint ## the slow tests too
+test-all: lint ## make test and the slow tests
 	$(BIN)/pytest
 
 lint: $(READY) ## ruff, import-linter and pyright
