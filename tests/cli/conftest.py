@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,3 +62,11 @@ def kb(tmp_path_factory: pytest.TempPathFactory, model: Path, prompts: Path) -> 
     code = main(["build", str(model), str(prompts), str(folder), "--plan", "coarse:3/8,coarse:4/8", "--noises", "2"])
     assert code == 0
     return folder
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Ctrl-C works in here and in what is started from here, also where pytest itself was started to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
