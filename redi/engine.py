@@ -37,7 +37,7 @@ class ReDiEngine:
         solver: the solver whose steps are taken.
         plan: where the model is called and where to leap.
         transport: the coarse propagator of a leap.
-        combiner: how neighbours are weighed; None is `Affine()`.
+        combiner: how neighbours are weighed.
         retriever: how they are found.
         key: what they are found by; None is the denoised prediction where a leap calls the model, else the sample.
         neighbors: H, how many.

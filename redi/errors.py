@@ -53,7 +53,3 @@ class MissingExtraError(ReDiError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; run: pip install 'redi[{extra}]'")
-
-
-class MissError(ReDiError):
-    """No neighbour was near enough to leap, and the caller asked for an error on a miss."""

@@ -31,7 +31,6 @@ class Recorder(Listener):
     solver: DiffusersSolver
     steps: int
     record: Record
-    stop_early: bool = True
     samples: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     denoised: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     history: dict[int, dict[str, Tensor]] = field(default_factory=dict[int, dict[str, Tensor]])
@@ -68,10 +67,9 @@ class Recorder(Listener):
         if self.entry in self.record.history:
             leaves = snapshot(self.scheduler, self.grid, self.entry).leaves()
             self.history[self.entry] = {name: leaf.detach().cpu() for name, leaf in leaves.items()}
-        if self.entry == self.grid.fine or (self.stop_early and self.entry >= self.record.last):
+        if self.entry >= self.record.last:
             self.keep_sample(self.entry, out[0])
-            if self.stop_early:
-                raise _EnoughError
+            raise _EnoughError
         return out
 
     def keep_sample(self, entry: int, sample: Tensor) -> None:

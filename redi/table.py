@@ -95,11 +95,6 @@ class Table:
                 partitions[at, noise_id] = Partition(ids, retriever.build(keys.float().numpy()))
         return cls(derived, partitions)
 
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-        return tuple(self.derived["bracket"].shape[2:])
-
     def search(
         self, query: Float[Tensor, "b d"], noise_ids: Int64[Tensor, " b"], at: int, k: int
     ) -> tuple[Int64[Tensor, "b k"], Float32[Tensor, "b k"]]:
