@@ -19,9 +19,9 @@ from redi.gate import Gate
 from redi.knowledge_base import KnowledgeBase
 from redi.plan import Plan, Route
 from redi.recall import Recall, Stopwatch
-from redi.solvers import SolverAdapter, SolverState
+from redi.solvers import DiffusersSolver, SolverAdapter, SolverState
 from redi.table import Key, Table, require
-from redi.transports import Defect, Transport, check
+from redi.transports import Defect, Transport, Value, check
 from redi.types import LeapReport
 
 _HISTORY: Final = ("carry", "fresh")
@@ -69,6 +69,24 @@ class ReDiEngine:
         if self.plan.fine != (steps := self.knowledge_base.fingerprint.steps):
             raise PlanError(f"plan {self.plan} is for {self.plan.fine} fine steps; the rows were solved in {steps}")
         require(self.knowledge_base, self.route, self.solver, key=self.served_key, retrieve_at=self.retrieve_at)
+
+    @classmethod
+    def serving(
+        cls, kb: KnowledgeBase, plan: Plan | str | None = None, *, transport: Transport | None = None, **choices: Any
+    ) -> list[ReDiEngine]:
+        """Engines with the solver the rows were solved with, one for each plan.
+
+        Args:
+            kb: the knowledge base.
+            plan: the one to serve; None is every plan the knowledge base was built for.
+            transport: of every leap; None is `Defect()`, or `Value()` for a solver that Defect does not suit.
+            choices: the other fields of an engine.
+        """
+        mark = kb.fingerprint
+        solver = DiffusersSolver.from_config(mark.scheduler, mark.scheduler_config)
+        transport = transport or (Defect() if solver.suits_coarse else Value())
+        plans = [Plan.parse(p) if isinstance(p, str) else p for p in (kb.config.plans if plan is None else [plan])]
+        return [cls(kb, solver, p, transport=transport, **choices) for p in plans]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ReDiEngine:
         return self  # nothing in it evolves, and its rows stay on the disk: a copied pipeline shares it

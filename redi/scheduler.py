@@ -19,7 +19,7 @@ from redi.plan import Plan
 from redi.serving import Server
 from redi.solvers import DiffusersSolver
 from redi.table import Key
-from redi.transports import Defect, Transport, Value
+from redi.transports import Transport
 from redi.types import LeapReport
 
 _PER_CALL: Final = ("steps", "guidance", "guidance_rescale", "negative_prompt", "height", "width")
@@ -94,25 +94,20 @@ def enable(
         raise FingerprintMismatchError(
             differences, "use the pipeline it was built with, or build one for this pipeline"
         )
-    plans = [Plan.parse(text) for text in kb.config.plans] if plan is None else [_plan(plan)]
-
-    def engine(chosen: Plan) -> ReDiEngine:
-        return ReDiEngine(
-            kb,
-            solver,
-            chosen,
-            transport=transport or (Defect() if solver.suits_coarse else Value()),
-            combiner=combiner or Affine(),
-            retriever=retriever or Exact(),
-            key=key,
-            neighbors=neighbors,
-            gate=gate or Gate(),
-            retrieve_at=retrieve_at,
-            history=history,
-        )
-
+    engines = ReDiEngine.serving(
+        kb,
+        plan,
+        transport=transport,
+        combiner=combiner or Affine(),
+        retriever=retriever or Exact(),
+        key=key,
+        neighbors=neighbors,
+        gate=gate or Gate(),
+        retrieve_at=retrieve_at,
+        history=history,
+    )
     scheduler = solver.scheduler()
-    server = Server([engine(p) for p in plans], scheduler, loop_code(pipe), on_mismatch, seed)
+    server = Server(engines, scheduler, loop_code(pipe), on_mismatch, seed)
     Interception(pipe, scheduler, server).install()
 
 
@@ -187,10 +182,6 @@ def switch_prompt(
         return {name: spread(*encoded[2 * i : 2 * i + 2]) for i, name in enumerate(names)}
 
     return swap
-
-
-def _plan(plan: Plan | str) -> Plan:
-    return Plan.parse(plan) if isinstance(plan, str) else plan
 
 
 def _trained_otherwise(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
