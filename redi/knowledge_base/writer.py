@@ -1,6 +1,6 @@
 """Writing a knowledge base: rows are checked, gathered into shards, and listed once they are on the disk.
 
-A crash at any moment loses at most the shard in flight. What rows are and where they come from is not known here.
+A crash at any moment loses at most the shard in flight. Several ranks may write shards; the first of them lists them.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from redi.errors import InvalidInputError, KnowledgeBaseError, ReDiError
-from redi.knowledge_base import files, layout, tensorfile
+from redi.knowledge_base import files, layout, shards
+from redi.knowledge_base.admission import admit
 from redi.knowledge_base.card import card
 from redi.knowledge_base.config import Config
-from redi.knowledge_base.lock import LOCK, Lock
-from redi.knowledge_base.manifest import CONFIG, MANIFEST, SHARDS, Manifest, Shard
+from redi.knowledge_base.lock import LOCK, RANKS, Lock, RankLock
+from redi.knowledge_base.manifest import CONFIG, MANIFEST, SHARDS, Manifest
 from redi.knowledge_base.reader import KnowledgeBase
 from redi.types import Rows
 
@@ -37,55 +38,125 @@ class Refusal:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What a further rank needs to write beside the first: see `Writer.join`.
+
+    Args:
+        holder: who holds the folder's lock.
+        first: the number of the first shard of this build.
+        layout: tensor → shape of one row in the shards before; empty if there are none.
+    """
+
+    holder: str
+    first: int
+    layout: Mapping[str, tuple[int, ...]]
+
+
+@final
 class Writer:
     """Appends rows to a knowledge base that nobody else is writing; open it with `Writer.open`, as a context.
+
+    The ranks of one build write together: the first opens, the others `join` it. Each writes whole shards of its own,
+    and the first alone lists them.
 
     Attributes:
         path: the folder.
         config: what the rows are.
         shard_rows: rows of a full shard.
         skipped: rows that were there already and were not written again.
+        written: names of the shards that this writer finished.
     """
 
-    def __init__(self, path: Path, config: Config, shard_rows: int, lock: Lock) -> None:
+    def __init__(
+        self, path: Path, config: Config, shard_rows: int, lock: Lock | RankLock, rank: int, ranks: int, first: int
+    ) -> None:
         self.path, self.config, self.shard_rows, self.skipped = path, config, shard_rows, 0
-        self._lock: Lock | None = lock
+        self.written: list[str] = []
+        self._lock: Lock | RankLock | None = lock
+        self._lists, self._step = isinstance(lock, Lock), ranks
+        self._first = first
+        self._number = first + rank
         self._refused: list[Refusal] = []
         self._pending: dict[str, Tensor] = {}
         self._pending_prompts: list[str] = []
-        self._manifest, self._done = _continue(path, config)
-        self._known = set(self._done)
+        self._done: set[tuple[str, int]] = set()
+        self._known: set[tuple[str, int]] = set()
+        self._seen: set[str] = set()
+        self._manifest = Manifest("")
 
     @classmethod
-    def open(cls, path: str | Path, config: Config, shard_rows: int = 256) -> Writer:
+    def open(cls, path: str | Path, config: Config, shard_rows: int = 256, *, ranks: int = 1) -> Writer:
         """Begin a knowledge base, or go on with one of the same configuration.
+
+        Shards that an interrupted build finished and did not come to list are checked byte for byte and listed now.
 
         Args:
             path: its folder, made if need be.
             config: what the rows will be; the versions that wrote an existing one may differ.
-            shard_rows: rows of a full shard; what a crash can lose.
+            shard_rows: rows of a full shard; what a crash can lose, per rank.
+            ranks: how many will write together.
 
         Raises:
             FingerprintMismatchError: the folder holds a knowledge base of other settings; they are listed.
             KnowledgeBaseError: another process writes it, it is damaged, or the folder holds something else.
         """
         path = Path(path)
-        if shard_rows < 1:
-            raise InvalidInputError(f"shard_rows must be at least 1, given {shard_rows}")
+        if shard_rows < 1 or ranks < 1:
+            raise InvalidInputError(f"shard_rows and ranks must be at least 1, given {shard_rows} and {ranks}")
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise KnowledgeBaseError(f"{path} cannot be made a folder ({e.strerror})") from e
         lock = Lock(path)
         try:
-            return cls(path, config, shard_rows, lock)
+            manifest, done = _continue(path, config)
+            writer = cls(path, config, shard_rows, lock, 0, ranks, shards.after(path))
+            writer._manifest, writer._done, writer._known = manifest, done, set(done)
+            writer._seen = {s.name for s in manifest.shards}
+            writer.list_finished(adopting=True)
+            with _disk(path):
+                shards.sweep(path, writer._manifest)
+            return writer
         except BaseException:
             lock.release()
             raise
 
+    @classmethod
+    def join(cls, path: str | Path, config: Config, ticket: Ticket, rank: int, ranks: int, shard_rows: int) -> Writer:
+        """Write beside the first rank, who knows what is done and lists what is finished.
+
+        Args:
+            path: the same folder.
+            config: the same configuration.
+            ticket: the first rank's.
+            rank: of this writer, 1 … ranks − 1.
+            ranks: how many write together.
+            shard_rows: as in `open`.
+
+        Raises:
+            FingerprintMismatchError: the first rank writes with other settings.
+            KnowledgeBaseError: this is not the folder that the first rank writes, or it has ended.
+        """
+        path = Path(path)
+        lock = RankLock(path, ticket.holder)
+        try:
+            existing, digest = Config.read(path / CONFIG)
+            existing.require(config, "all ranks must run the same model with the same settings")
+            writer = cls(path, config, shard_rows, lock, rank, ranks, ticket.first)
+            writer._manifest = Manifest(digest, ticket.layout)
+            return writer
+        except BaseException:
+            lock.release()
+            raise
+
+    def ticket(self) -> Ticket:
+        """What other ranks need to `join`."""
+        return Ticket(self._held().holder, self._first, self._manifest.layout)
+
     @property
     def done(self) -> frozenset[tuple[str, int]]:
-        """(prompt, noise id) of every finished row: on the disk and listed."""
+        """(prompt, noise id) of every finished row: on the disk and listed. Only the first rank knows all of them."""
         return frozenset(self._done)
 
     @property
@@ -107,30 +178,25 @@ class Writer:
 
         Raises:
             InvalidInputError: entries or shapes are not those of the configuration; nothing is taken.
-            KnowledgeBaseError: the disk refused.
+            KnowledgeBaseError: the disk refused, or the first rank has ended.
         """
         self._require_open()
         if len(rows) == 0:
             return ()
-        given = layout.flatten(rows)
-        shapes = self._check(rows, given)
-        stored: dict[str, Tensor] = {}
-        reasons: dict[int, str] = {}
-        for name, tensor in given.items():
-            stored[name], broken = _cast(name, tensor, layout.dtype(name, self.config))
-            reasons = broken | reasons
-        ids: list[int] = given[layout.NOISE_ID].tolist()
+        stored, reasons = admit(rows, self.path, self.config, self._manifest.layout)
+        ids: list[int] = stored[layout.NOISE_ID].tolist()
         kept: list[int] = []
         refused: list[Refusal] = []
         for i, key in enumerate(zip(rows.prompts, ids, strict=True)):
-            if i in reasons or not _is_unicode(key[0]):
-                refused.append(Refusal(*key, reasons.get(i, "the prompt is not valid Unicode")))
+            if i in reasons:
+                refused.append(Refusal(*key, reasons[i]))
             elif key in self._known:
                 self.skipped += 1
             else:
                 self._known.add(key)
                 kept.append(i)
         if kept:
+            shapes = {name: tuple(tensor.shape[1:]) for name, tensor in stored.items()}
             self._manifest = replace(self._manifest, layout=shapes)
             at = torch.tensor(kept)
             taken = {name: tensor[at] for name, tensor in stored.items()}
@@ -151,6 +217,8 @@ class Writer:
         self._require_open()
         while self._pending_prompts:
             self._write(min(self.shard_rows, len(self._pending_prompts)))
+        if self._lists and not self._seen.issuperset(self.written):  # the disk refused the last manifest
+            self.list_finished(self.written)
 
     def close(self) -> None:
         """Write every row taken so far and let others write; a second call does nothing."""
@@ -161,6 +229,65 @@ class Writer:
         finally:
             self._lock.release()
             self._lock = None
+
+    def require_first(self) -> None:
+        """Go on only while the first rank lives: what it does not list is lost time.
+
+        Raises:
+            KnowledgeBaseError: it has ended, or this writer is closed.
+        """
+        self._require_open()
+        if isinstance(self._lock, RankLock):
+            self._lock.require_holder()
+
+    def list_finished(self, expected: Sequence[str] = (), *, adopting: bool = False) -> None:
+        """Put every finished shard into the manifest, whichever rank wrote it: the first rank's task alone.
+
+        No row is listed twice: a shard that repeats rows is written anew without them.
+
+        Args:
+            expected: names of shards that ranks say they finished.
+            adopting: whether to trust nothing: shards left by an interrupted build are read whole, and those that are
+                not what their notes say are left out.
+
+        Raises:
+            KnowledgeBaseError: an expected shard is not there or not as it was written, or the disk refused.
+        """
+        self._held()
+        manifest, added, dealt_with = self._manifest, set[tuple[str, int]](), set[str]()
+        with _disk(self.path):
+            for note in shards.finished(self.path, [n for n in expected if n not in self._seen]):
+                (shard,) = note.shards
+                if shard.name in self._seen:
+                    continue
+                found = shards.content(self.path, note, self.config, manifest, hashes=adopting)
+                if found is None:
+                    continue
+                kept = [i for i, key in enumerate(found.keys) if key not in self._done and key not in added]
+                self.skipped += shard.rows - len(kept)
+                dealt_with.add(shard.name)
+                if 0 < len(kept) < shard.rows:
+                    note = self._put(*found.only(kept))
+                    dealt_with.add(note.shards[0].name)
+                if kept:
+                    manifest = replace(manifest, layout=note.layout, shards=(*manifest.shards, *note.shards))
+                    added |= {found.keys[i] for i in kept}
+            if added:
+                files.write(self.path / MANIFEST, manifest.to_bytes())
+                # from here on the rows are finished, whatever follows
+                self._manifest = manifest
+                self._done |= added
+                self._known |= added
+            self._seen |= dealt_with
+            for name in dealt_with:
+                (self.path / shards.note_file(name)).unlink(missing_ok=True)
+            if added:
+                files.write(self.path / "README.md", card(self.config, manifest).encode("utf-8"), durable=False)
+        if missing := {*expected} - self._seen:
+            raise KnowledgeBaseError(
+                f"{self.path}: shards {', '.join(sorted(missing))}, which other ranks finished, are not seen here as "
+                "they were written; look at the file system, then run the same build again"
+            )
 
     def __enter__(self) -> Writer:
         return self
@@ -176,70 +303,32 @@ class Writer:
         if self._lock is None:
             raise KnowledgeBaseError(f"this writer of {self.path} is closed; open another")
 
-    def _check(self, rows: Rows, given: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-        n, shapes = len(rows), {name: tuple(tensor.shape[1:]) for name, tensor in given.items()}
-        wrong = [
-            f"{name} has first dimension {tuple(t.shape)[:1]}, there are {n} prompts"
-            for name, t in given.items()
-            if tuple(t.shape)[:1] != (n,)
-        ]
-        wrong += layout.wrong(shapes, self.config)
-        if frozenset(rows.history) != self.config.record.history:
-            wrong.append(f"history is at entries {sorted(rows.history)}")
-        known = self._manifest.layout
-        if not wrong and known and shapes != known:
-            names = sorted(name for name in {*shapes, *known} if shapes.get(name) != known.get(name))
-            wrong.append(f"{', '.join(names)} differ from the rows before: {known}, now {shapes}")
-        wrong += [
-            f"{name} must be floating, given {t.dtype}"
-            for name, t in given.items()
-            if name != layout.NOISE_ID and not t.is_floating_point()
-        ]
-        bank: Any = self.config.noise.get("size")
-        ids = rows.noise_ids
-        if not wrong and (int(ids.min()) < 0 or (isinstance(bank, int) and int(ids.max()) >= bank)):
-            wrong.append(f"noise ids run from {int(ids.min())} to {int(ids.max())}, the bank has 0 … {bank} − 1")
-        if wrong:
-            r = self.config.record
-            raise InvalidInputError(
-                f"rows of {self.path} hold samples of shape {self.config.fingerprint.sample_shape} at entries "
-                f"{sorted(r.samples)}, denoised at {sorted(r.denoised)}, history at {sorted(r.history)}; "
-                f"given: {'; '.join(wrong)}"
-            )
-        return shapes
-
     def _write(self, count: int) -> None:
-        prompts = self._pending_prompts[:count]
-        tensors = {name: tensor[:count] for name, tensor in self._pending.items()}
-        number = 1 + max((int(s.name) for s in self._manifest.shards), default=-1)
-        shard = Shard(f"{number:05d}", count, 0, "", 0, "")
-        text = files.dump(prompts, indent=0)
+        cut = {name: tensor[:count] for name, tensor in self._pending.items()}
         with _disk(self.path):
-            (self.path / SHARDS).mkdir(exist_ok=True)
-            with files.replacing(self.path / shard.file) as temporary:
-                with temporary.open("wb") as file:
-                    shapes = {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}
-                    for name, entry in tensorfile.begin(file, shapes).items():
-                        tensorfile.put(file, entry, 0, tensors[name])
-                shard = replace(shard, bytes=files.size(temporary), sha256=files.digest_file(temporary))
-            files.write(self.path / shard.prompts_file, text)
-            shard = replace(shard, prompts_bytes=len(text), prompts_sha256=files.digest(text))
-            manifest = replace(self._manifest, shards=(*self._manifest.shards, shard))
-            files.write(self.path / MANIFEST, manifest.to_bytes())
-        # from here on the rows are finished, whatever follows
-        self._manifest = manifest
-        self._done |= set(zip(prompts, tensors[layout.NOISE_ID].tolist(), strict=True))
+            note = self._put(cut, self._pending_prompts[:count])
+        self.written.append(note.shards[0].name)
         self._pending_prompts = self._pending_prompts[count:]
-        self._pending = (
-            {name: tensor[count:] for name, tensor in self._pending.items()} if self._pending_prompts else {}
-        )
-        with _disk(self.path):
-            files.write(self.path / "README.md", card(self.config, manifest).encode("utf-8"), durable=False)
+        rest = {name: tensor[count:] for name, tensor in self._pending.items()}
+        self._pending = rest if self._pending_prompts else {}
+        if self._lists:
+            self.list_finished(self.written)
+
+    def _put(self, tensors: Mapping[str, Tensor], prompts: Sequence[str]) -> Manifest:
+        note = shards.write(self.path, self._number, tensors, prompts, self._manifest.config)
+        self._number += self._step
+        return note
+
+    def _held(self) -> Lock:
+        self._require_open()
+        if not isinstance(self._lock, Lock):
+            raise KnowledgeBaseError(f"{self.path}: only the first rank lists what is finished")
+        return self._lock
 
 
 def _continue(path: Path, config: Config) -> tuple[Manifest, set[tuple[str, int]]]:
     """The manifest to go on from and its rows, or a new one on the disk."""
-    here = [p.name for p in path.iterdir() if p.name != LOCK and not p.name.endswith(files.TEMPORARY)]
+    here = [p.name for p in path.iterdir() if p.name not in (LOCK, RANKS) and not p.name.endswith(files.TEMPORARY)]
     if not here:
         with _disk(path):
             files.write(path / CONFIG, files.dump(config.to_json()))
@@ -260,38 +349,7 @@ def _continue(path: Path, config: Config) -> tuple[Manifest, set[tuple[str, int]
             files.write(path / MANIFEST, manifest.to_bytes())
         return manifest, set()
     kb = KnowledgeBase.open(path)
-    with _disk(path):
-        for leftover in [*path.glob(f"*{files.TEMPORARY}"), *(path / SHARDS).glob(f"*{files.TEMPORARY}")]:
-            leftover.unlink()
     return kb.manifest, set(zip(kb.prompts, kb.noise_ids.tolist(), strict=True))
-
-
-def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, dict[int, str]]:
-    """A copy in host memory as it will be stored, and row → reason for each row that cannot be."""
-    source = tensor.detach()
-    # a copy always: the caller may reuse its buffers before the shard is full
-    stored = source.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
-    broken: dict[int, str] = {}
-    for i in _rows_not_finite(stored):
-        row = source[i].double()
-        if bool(torch.isfinite(row).all()):
-            broken[i] = f"{name} reaches {float(row.abs().max()):.3g}, beyond {dtype}; store it as float32 or bfloat16"
-        else:
-            broken[i] = f"{name} is not finite"
-    return stored, broken
-
-
-def _rows_not_finite(tensor: Tensor) -> Sequence[int]:
-    finite = torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
-    return (~finite).nonzero().flatten().tolist()
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @contextmanager
