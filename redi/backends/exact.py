@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Final, final
 
@@ -16,22 +17,29 @@ from jaxtyping import Float, Float32, Float64, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from redi.backends.base import Index, Retriever
+from redi.backends.base import Retriever, needed
+from redi.backends.index import Index
+from redi.backends.keys import Keys, Stored
 from redi.errors import InvalidInputError
 
-_WIDTH: Final = 1024  # columns multiplied in one go: bounds the length of a float32 sum, and so its error
-_SCORES: Final = 1 << 22  # approximate distances held at once
+# columns multiplied in one go, which bounds the length of a float32 sum and so its error:
+_LONGEST: Final = 1 << 16  # for one query, whose product is fastest over whole rows
+_WIDE: Final = 4096  # for several
+_NEAR: Final = 1 << 20  # bytes of a tile that one query passes over: half the level-2 cache of a core
+_USEFUL: Final = 2.0**-5  # a bound looser than this share of ‖y‖² tells few keys apart
+_SCORES: Final = 1 << 23  # approximate distances held at once
+_CLOSE: Final = 1 << 14  # elements re-ranked at once, which the level-1 cache should hold
 _STRETCH: Final = 1 << 20  # elements converted to float64 at once
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class ExactIndex(Index):
-    """Keys as they were given, the centre they are seen from, and their squared distances to it.
+    """Keys as they were given, their centre, and their squared distances to it.
 
     Args:
         keys: float16 or float32; may be a memory map.
-        centre: float32. Zero unless the keys are far from the origin compared with their spread.
+        centre: float32, their mean.
         norms: ‖x_i − c‖².
         chunk_bytes: size of the float32 tile that is worked on.
     """
@@ -47,6 +55,11 @@ class ExactIndex(Index):
         n, d = self.keys.shape
         return n, d
 
+    @cached_property
+    def _offset(self) -> float:
+        """‖c‖."""
+        return float(self.centre.double().norm())
+
     def _search(
         self, queries: Float32[ndarray, "b d"], k: int
     ) -> tuple[Int64[ndarray, "b k"], Float64[ndarray, "b k"]]:
@@ -56,42 +69,60 @@ class ExactIndex(Index):
         for start in range(0, len(queries), some):
             batch = queries[start : start + some]
             u = torch.from_numpy(batch).to(self.keys.device).double() - self.centre.double()
-            candidates = self._candidates(u, k)
+            candidates = self._candidates(u, k).cpu()
             for row, query in enumerate(batch, start):
-                found = candidates[:, row - start].nonzero().flatten()
+                found = candidates[row - start].nonzero().flatten()
                 true = self._distances(found, query.astype(np.float64))
-                found = found.cpu().numpy()
+                found = found.numpy()
                 best = np.lexsort((found, true))[:k]
                 ids[row], distances[row] = found[best], true[best]
         return ids, distances
 
     def _candidates(self, u: Float64[Tensor, "b d"], k: int) -> Tensor:
-        """Mask (n, b) of all keys that can be among the k nearest, u = q − c.
+        """Mask (b, n) of all keys that can be among the k nearest, u = q − c.
 
-        ‖q − x_i‖² − ‖u‖² = ‖y_i‖² − 2 u·y_i =: a_i with y_i = x_i − c. A key is out if even the least value its a_i
-        can have exceeds what at least k keys surely have.
+        Keys are multiplied as they lie, or seen from the centre where that leaves a bound too loose to be of use.
         """
-        a = self.norms[:, None] - 2 * self._products(u.float()).double()
-        tau = error_bound(self.norms[:, None].sqrt(), u.norm(dim=1), self.keys.shape[1], _input_rounding(u.device))
-        surely = torch.kthvalue(a + tau, k, dim=0).values
+        width = _LONGEST if len(u) == 1 else _WIDE
+        spread = float(self.norms.mean().sqrt())
+        if error_of_sums(self.keys.shape[1], width) * (self._offset + spread) <= _USEFUL * spread:
+            candidates = self._candidates_by(u, k, width, centred=False)
+            if int(candidates.sum()) <= max(candidates.numel() // 8, 8 * k * len(u)):
+                return candidates
+        return self._candidates_by(u, k, width, centred=True)
+
+    def _candidates_by(self, u: Float64[Tensor, "b d"], k: int, width: int, *, centred: bool) -> Tensor:
+        """The same, from one pass over the keys.
+
+        Up to a constant of the query, ‖q − x_i‖² is ‖x_i − c‖² − 2 u·x_i =: a_i, and u·(x_i − c) may stand for u·x_i.
+        A key is out if even the least value its a_i can have exceeds what at least k keys surely have.
+        """
+        products = self._products(u.float(), width, centred=centred).T
+        a = self.norms - 2 * products.to(torch.float64, memory_format=torch.contiguous_format)
+        y, offset = self.norms.sqrt(), 0.0 if centred else self._offset
+        tau = error_bound(y, u.norm(dim=1), self.keys.shape[1], width, offset, _input_rounding(u.device))
+        surely = torch.kthvalue(a + tau, k, dim=1, keepdim=True).values
         return a - tau <= surely
 
-    def _products(self, u: Float32[Tensor, "b d"]) -> Float32[Tensor, "n b"]:
-        """u·y_i tile by tile; a tile that is float32 and seen from the origin is used where it lies."""
+    def _products(self, u: Float32[Tensor, "b d"], width: int, *, centred: bool) -> Float32[Tensor, "n b"]:
+        """u·x_i, or u·(x_i − c), tile by tile; a tile that needs no arithmetic is used where it lies."""
         n, d = self.keys.shape
-        width = min(d, _WIDTH)
-        rows = min(n, max(1, self.chunk_bytes // (4 * width)))
+        width = min(d, width)
+        one = len(u) == 1
+        chunk_bytes = min(self.chunk_bytes, _NEAR) if one and self.keys.device.type == "cpu" else self.chunk_bytes
+        in_place = self.keys.dtype == torch.float32 and not centred
+        rows = n if one and in_place else min(n, max(1, chunk_bytes // (4 * width)))
         products = torch.zeros(n, len(u), device=u.device)
-        in_place = self.keys.dtype == torch.float32 and not self.centre.any()
         tile = torch.empty(0 if in_place else rows * width, device=u.device)
         for top in range(0, n, rows):
             out = products[top : top + rows]
             for left in range(0, d, width):
                 y = self.keys[top : top + rows, left : left + width]
                 if not in_place:
-                    y = torch.sub(y, self.centre[left : left + width], out=tile[: y.numel()].view(y.shape))
+                    room = tile[: y.numel()].view(y.shape)
+                    y = torch.sub(y, self.centre[left : left + width], out=room) if centred else room.copy_(y)
                 part = u[:, left : left + width]
-                if len(u) == 1:  # a matrix-vector product reads memory once; a product with one column need not
+                if one:  # a matrix-vector product reads memory once; a product with one column need not
                     out[:, 0].addmv_(y, part[0])
                 else:
                     out.addmm_(y, part.T)
@@ -100,16 +131,32 @@ class ExactIndex(Index):
     def _distances(self, ids: Int64[Tensor, " m"], query: Float64[ndarray, " d"]) -> Float64[ndarray, " m"]:
         """‖q − x_i‖² from float64 differences. numpy sums each row by itself, so equal rows come out equal."""
         true = np.empty(len(ids))
-        some = max(1, _STRETCH // len(query))
+        some = max(1, _CLOSE // len(query))
+        room = np.empty((some, len(query)))
         for start in range(0, len(ids), some):
-            difference = self.keys[ids[start : start + some]].cpu().numpy().astype(np.float64) - query
+            these = ids[start : start + some]
+            keys = self.keys[int(these)][None] if some == 1 else self.keys[these]  # a single row need not be copied
+            difference = room[: len(these)]
+            np.copyto(difference, keys.cpu().numpy())
+            difference -= query
             true[start : start + some] = np.square(difference, out=difference).sum(axis=1)
         return true
 
+    @property
+    def stored_keys(self) -> ndarray:
+        """The keys, as they were given."""
+        return self.keys.cpu().numpy()
+
     def _save(self, folder: Path) -> None:
-        np.save(folder / "keys.npy", self.keys.cpu().numpy(), allow_pickle=False)
         np.save(folder / "centre.npy", self.centre.cpu().numpy(), allow_pickle=False)
         np.save(folder / "norms.npy", self.norms.cpu().numpy(), allow_pickle=False)
+
+    def _add(self, keys: Keys) -> ExactIndex:
+        added = torch.from_numpy(keys.array(np.float32, np.float16)).to(self.keys.device)
+        norms = torch.from_numpy(_norms(added.cpu().numpy(), self.centre.cpu().numpy().astype(np.float64)))
+        return ExactIndex(
+            torch.cat([self.keys, added]), self.centre, torch.cat([self.norms, norms.to(added.device)]), self.chunk_bytes
+        )
 
 
 @final
@@ -118,31 +165,31 @@ class Exact(Retriever):
     """Search every key; the k nearest by float64 distance, without exception.
 
     Args:
-        chunk_bytes: size of the float32 tile that is worked on; half the level-2 cache of one core is about right.
+        chunk_bytes: size of the float32 tile that is worked on; for one query it is a megabyte at most.
         device: where keys are held and multiplied. On "cpu" they stay where they are, memory map or not.
     """
 
-    chunk_bytes: int = 1 << 20
+    chunk_bytes: int = 1 << 24
     device: str = "cpu"
     index_type: ClassVar[type[Index]] = ExactIndex
-    accepts: ClassVar[tuple[type[np.floating], ...]] = (np.float32, np.float16)
 
     def __post_init__(self) -> None:
         if self.chunk_bytes < 1:
             raise InvalidInputError(f"chunk_bytes must be at least 1, given {self.chunk_bytes}")
 
-    def _build(self, keys: Float[ndarray, "n d"]) -> ExactIndex:
-        centre, norms = _centred(keys)
-        return self._index(keys, centre.astype(np.float32), norms)
+    def _build(self, keys: Keys) -> ExactIndex:
+        whole = keys.array(np.float32, np.float16)
+        centre, norms = _centred(whole)
+        return self._index(whole, centre.astype(np.float32), norms)
 
-    def _load(self, folder: Path) -> ExactIndex:
-        keys = np.load(folder / "keys.npy", mmap_mode="r", allow_pickle=False)
+    def _load(self, folder: Path, keys: Stored | None) -> ExactIndex:
+        whole = Keys.of(needed(keys, folder)).array(np.float32, np.float16)
         centre = np.load(folder / "centre.npy", allow_pickle=False)
         norms = np.load(folder / "norms.npy", allow_pickle=False)
-        n, d = keys.shape
-        if keys.dtype not in (np.float16, np.float32) or (centre.shape, norms.shape) != ((d,), (n,)):
-            raise ValueError(f"{keys.dtype} keys {keys.shape}, centre {centre.shape} and norms {norms.shape}")
-        return self._index(np.asarray(keys), centre, norms)
+        n, d = whole.shape
+        if (centre.shape, norms.shape) != ((d,), (n,)):
+            raise ValueError(f"keys {whole.shape}, centre {centre.shape} and norms {norms.shape}")
+        return self._index(whole, centre, norms)
 
     def _index(self, keys: ndarray, centre: ndarray, norms: ndarray) -> ExactIndex:
         with warnings.catch_warnings():
@@ -154,26 +201,36 @@ class Exact(Retriever):
         )
 
 
-def error_bound(
-    y: Float64[Tensor, "n 1"], u: Float64[Tensor, " b"], d: int, inputs: float = 0.0
-) -> Float64[Tensor, "n b"]:
-    """How far ‖y‖² − 2 u·y can be from the truth when u·y is computed by `ExactIndex._products`.
+def error_of_sums(d: int, width: int) -> float:
+    """Relative error of a float32 product of d terms, summed in stretches of at most `width`.
 
-    With v = 2⁻²⁴: u and y are rounded once each (2 v); a float32 sum of w products, in any order, is within
-    w v Σ|u_j y_j| (Higham 2002, §3.1); ⌈d/w⌉ of them are added; and Σ|u_j y_j| ≤ ‖u‖‖y‖. Five v more pay for the
-    second order and for the float64 norms. No rounding is assumed to be random. Products below float32's smallest
-    normal number may be flushed to zero.
+    With v = 2⁻²⁴: a float32 sum of w products, in any order, is within γ_w Σ|u_j x_j|, γ_m = m v / (1 − m v) (Higham
+    2002, §3.1); ⌈d/w⌉ of them are added, u and x were rounded once each, and five more pay for what is done in float64.
+    No rounding is assumed to be random.
+    """
+    w = min(d, width)
+    m = w + -(-d // w) + 7
+    return m / (2**24 - m)
+
+
+def error_bound(
+    y: Float64[Tensor, " n"], u: Float64[Tensor, " b"], d: int, width: int, offset: float = 0.0, inputs: float = 0.0
+) -> Float64[Tensor, "b n"]:
+    """How far a_i can be from the truth when the products in it are computed by `ExactIndex._products`.
+
+    Σ|u_j x_j| ≤ ‖u‖‖x‖, and ‖x‖ ≤ ‖y‖ + ‖c‖. Products below float32's smallest normal number may be flushed to zero.
 
     Args:
-        y: norms ‖y_i‖.
+        y: norms ‖x_i − c‖.
         u: norms ‖u‖.
         d: dimension.
+        width: longest sum.
+        offset: ‖c‖ where u·x_i is computed, 0 where u·(x_i − c) is.
         inputs: further relative rounding of every u_j and y_j.
     """
-    w = min(d, _WIDTH)
-    v = 2.0**-24
-    relative = (w + -(-d // w) + 7) * v + 2 * inputs + inputs**2
-    return 2 * relative * y * u + 4 * v * y.square() + d * 2.0**-124 * (1 + y + u)
+    relative = (1 + inputs) ** 2 * (1 + error_of_sums(d, width)) - 1
+    u = u[:, None]
+    return 2 * relative * (y + offset) * u + 2.0**-22 * y.square() + d * 2.0**-124 * (1 + y + offset + u)
 
 
 def _input_rounding(device: torch.device) -> float:
@@ -189,24 +246,19 @@ def _input_rounding(device: torch.device) -> float:
 
 
 def _centred(keys: Float[ndarray, "n d"]) -> tuple[Float64[ndarray, " d"], Float64[ndarray, " n"]]:
-    """Where to look at the keys from, and ‖x_i − c‖².
-
-    The error of a product grows with ‖x_i − c‖, so c is the mean, which makes that least. But subtracting it costs a
-    pass over the keys in every search, so c is 0 as long as that makes the error no more than √2 times larger.
-    """
+    """The mean c of the keys, rounded to float32, and ‖x_i − c‖²: where the error of a product is least."""
     n, d = keys.shape
     rows = max(1, _STRETCH // d)
     mean = np.zeros(d)
     for start in range(0, n, rows):
         mean += keys[start : start + rows].sum(axis=0, dtype=np.float64) / n
     centre = mean.astype(np.float32).astype(np.float64)
+    return centre, _norms(keys, centre)
 
-    def norms(c: ndarray) -> ndarray:
-        return np.concatenate(
-            [np.square(keys[i : i + rows].astype(np.float64) - c).sum(axis=1) for i in range(0, n, rows)]
-        )
 
-    around = norms(centre)
-    if np.square(centre).sum() <= around.mean():
-        return np.zeros(d), norms(np.zeros(d))
-    return centre, around
+def _norms(keys: Float[ndarray, "n d"], centre: Float64[ndarray, " d"]) -> Float64[ndarray, " n"]:
+    """‖x_i − c‖², a few rows at a time."""
+    rows = max(1, _STRETCH // len(centre))
+    return np.concatenate(
+        [np.square(keys[i : i + rows].astype(np.float64) - centre).sum(axis=1) for i in range(0, len(keys), rows)]
+    )

@@ -72,10 +72,11 @@ def test_the_certificate_holds(keys: ndarray, one: bool) -> None:
     assert isinstance(index, ExactIndex)
     c, d = index.centre.double(), keys.shape[1]
     y, u = torch.from_numpy(keys).double() - c, torch.from_numpy(queries).double() - c
-    computed = index.norms[:, None] - 2 * index._products(u.float()).double()
-    true = y.square().sum(1)[:, None] - 2 * y @ u.T
-    bound = error_bound(index.norms[:, None].sqrt(), u.norm(dim=1), d)
-    assert ((computed - true).abs() <= bound).all()
+    for width, centred in ((65_536, False), (4096, False), (1024, False), (1024, True), (7, True)):
+        computed = index.norms - 2 * index._products(u.float(), width, centred=centred).double().T
+        true = y.square().sum(1) - 2 * u @ (y if centred else torch.from_numpy(keys).double()).T
+        bound = error_bound(index.norms.sqrt(), u.norm(dim=1), d, width, 0.0 if centred else float(c.norm()))
+        assert ((computed - true).abs() <= bound).all()
 
 
 def test_the_certificate_lets_few_through() -> None:
@@ -87,12 +88,21 @@ def test_the_certificate_lets_few_through() -> None:
     assert int(index._candidates(u, 8).sum(0).max()) <= 16
 
 
-def test_the_centre_is_the_origin_unless_that_costs_accuracy() -> None:
+def test_only_what_rounding_hides_is_seen_from_the_centre(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[bool] = []
+    products = ExactIndex._products
+    monkeypatch.setattr(
+        ExactIndex, "_products", lambda *a, centred: (passes.append(centred), products(*a, centred=centred))[1]
+    )
     rng = np.random.default_rng(3)
-    for offset, moved in ((0.0, False), (0.5, False), (5.0, True)):
-        index = Exact().build((rng.normal(size=(50, 400)) + offset).astype(np.float32))
-        assert isinstance(index, ExactIndex)
-        assert bool(index.centre.any()) == moved
+    spread = rng.normal(size=(300, 16_384))
+    pair = np.repeat(rng.normal(size=(2, 16_384)), 150, axis=0)  # each half as tight as can be, the centre between them
+    for keys, expected in ((spread + 2, [False]), (spread + 1000, [True]), (pair + 1e-3 * spread, [False, True])):
+        keys = keys.astype(np.float32)
+        for queries in (keys[:1], keys[:3]):
+            passes.clear()
+            np.testing.assert_array_equal(Exact().build(keys).search(queries, 2).ids, brute_force(keys, queries, 2).ids)
+            assert passes == expected
 
 
 @pytest.fixture
