@@ -17,10 +17,10 @@ from jaxtyping import Float, Float32, Float64, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from redi.backends.base import Retriever, needed
+from redi.backends.base import Retriever, at_least, needed
+from redi.backends.distances import nearest
 from redi.backends.index import Index
-from redi.backends.keys import Keys, Stored
-from redi.errors import InvalidInputError
+from redi.backends.keys import Keys, Stored, gathered
 
 # columns multiplied in one go, which bounds the length of a float32 sum and so its error:
 _LONGEST: Final = 1 << 16  # for one query, whose product is fastest over whole rows
@@ -28,7 +28,6 @@ _WIDE: Final = 4096  # for several
 _NEAR: Final = 1 << 20  # bytes of a tile that one query passes over: half the level-2 cache of a core
 _USEFUL: Final = 2.0**-5  # a bound looser than this share of ‖y‖² tells few keys apart
 _SCORES: Final = 1 << 23  # approximate distances held at once
-_CLOSE: Final = 1 << 14  # elements re-ranked at once, which the level-1 cache should hold
 _STRETCH: Final = 1 << 20  # elements converted to float64 at once
 
 
@@ -71,11 +70,8 @@ class ExactIndex(Index):
             u = torch.from_numpy(batch).to(self.keys.device).double() - self.centre.double()
             candidates = self._candidates(u, k).cpu()
             for row, query in enumerate(batch, start):
-                found = candidates[row - start].nonzero().flatten()
-                true = self._distances(found, query.astype(np.float64))
-                found = found.numpy()
-                best = np.lexsort((found, true))[:k]
-                ids[row], distances[row] = found[best], true[best]
+                found = candidates[row - start].nonzero().flatten().numpy()
+                ids[row], distances[row] = nearest(self._rows, found, query, k)
         return ids, distances
 
     def _candidates(self, u: Float64[Tensor, "b d"], k: int) -> Tensor:
@@ -128,19 +124,10 @@ class ExactIndex(Index):
                     out.addmm_(y, part.T)
         return products
 
-    def _distances(self, ids: Int64[Tensor, " m"], query: Float64[ndarray, " d"]) -> Float64[ndarray, " m"]:
-        """‖q − x_i‖² from float64 differences. numpy sums each row by itself, so equal rows come out equal."""
-        true = np.empty(len(ids))
-        some = max(1, _CLOSE // len(query))
-        room = np.empty((some, len(query)))
-        for start in range(0, len(ids), some):
-            these = ids[start : start + some]
-            keys = self.keys[int(these)][None] if some == 1 else self.keys[these]  # a single row need not be copied
-            difference = room[: len(these)]
-            np.copyto(difference, keys.cpu().numpy())
-            difference -= query
-            true[start : start + some] = np.square(difference, out=difference).sum(axis=1)
-        return true
+    def _rows(self, ids: Int64[ndarray, " m"]) -> Float[ndarray, "m d"]:
+        """Keys by id; a single one need not be copied."""
+        rows = self.keys[int(ids[0])][None] if len(ids) == 1 else self.keys[torch.from_numpy(ids)]
+        return rows.cpu().numpy()
 
     @property
     def stored_keys(self) -> ndarray:
@@ -155,7 +142,10 @@ class ExactIndex(Index):
         added = torch.from_numpy(keys.array(np.float32, np.float16)).to(self.keys.device)
         norms = torch.from_numpy(_norms(added.cpu().numpy(), self.centre.cpu().numpy().astype(np.float64)))
         return ExactIndex(
-            torch.cat([self.keys, added]), self.centre, torch.cat([self.norms, norms.to(added.device)]), self.chunk_bytes
+            torch.cat([self.keys, added]),
+            self.centre,
+            torch.cat([self.norms, norms.to(added.device)]),
+            self.chunk_bytes,
         )
 
 
@@ -174,8 +164,7 @@ class Exact(Retriever):
     index_type: ClassVar[type[Index]] = ExactIndex
 
     def __post_init__(self) -> None:
-        if self.chunk_bytes < 1:
-            raise InvalidInputError(f"chunk_bytes must be at least 1, given {self.chunk_bytes}")
+        at_least(1, chunk_bytes=self.chunk_bytes)
 
     def _build(self, keys: Keys) -> ExactIndex:
         whole = keys.array(np.float32, np.float16)
@@ -183,12 +172,12 @@ class Exact(Retriever):
         return self._index(whole, centre.astype(np.float32), norms)
 
     def _load(self, folder: Path, keys: Stored | None) -> ExactIndex:
-        whole = Keys.of(needed(keys, folder)).array(np.float32, np.float16)
+        whole = gathered(needed(keys, folder))
         centre = np.load(folder / "centre.npy", allow_pickle=False)
         norms = np.load(folder / "norms.npy", allow_pickle=False)
         n, d = whole.shape
-        if (centre.shape, norms.shape) != ((d,), (n,)):
-            raise ValueError(f"keys {whole.shape}, centre {centre.shape} and norms {norms.shape}")
+        if whole.dtype.type not in (np.float16, np.float32) or (centre.shape, norms.shape) != ((d,), (n,)):
+            raise ValueError(f"{whole.dtype} keys {whole.shape}, centre {centre.shape} and norms {norms.shape}")
         return self._index(whole, centre, norms)
 
     def _index(self, keys: ndarray, centre: ndarray, norms: ndarray) -> ExactIndex:

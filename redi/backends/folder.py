@@ -14,18 +14,20 @@ from typing import Any, Final, final
 
 from redi.errors import InvalidInputError, KnowledgeBaseError
 
+STORED: Final = "stored_keys.npy"
 _MANIFEST: Final = "index.json"
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 
 
 @contextmanager
-def writing(path: Path, kind: str, shape: tuple[int, int]) -> Generator[Path]:
+def writing(path: Path, kind: str, shape: tuple[int, int], bound_to: str) -> Generator[Path]:
     """A folder beside `path` to write into, which takes its place once it is complete.
 
     Args:
         path: where the index is to be.
         kind: which type of index this is.
         shape: of its keys.
+        bound_to: hash of what they were computed from; "" if nobody says.
 
     Raises:
         InvalidInputError: `path` is neither free, nor an empty folder, nor an index.
@@ -39,7 +41,7 @@ def writing(path: Path, kind: str, shape: tuple[int, int]) -> Generator[Path]:
     try:
         yield beside
         files = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(beside.iterdir())}
-        manifest = {"format": _FORMAT, "index": kind, "shape": list(shape), "files": files}
+        manifest = {"format": _FORMAT, "index": kind, "shape": list(shape), "bound_to": bound_to, "files": files}
         (beside / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         if path.exists():
             _remove(path)
@@ -48,20 +50,23 @@ def writing(path: Path, kind: str, shape: tuple[int, int]) -> Generator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def reading(path: Path, kind: str) -> tuple[Path, tuple[int, int]]:
+def reading(path: Path, kind: str, bound_to: str | None) -> tuple[Path, tuple[int, int]]:
     """The folder of an index and the shape of its keys, once every file in it is found to be as it was written.
 
     Args:
         path: where the index is.
         kind: which type of index is expected.
+        bound_to: what it must be bound to; None for anything.
 
     Raises:
-        KnowledgeBaseError: it is missing, damaged, or of another type.
+        KnowledgeBaseError: it is missing, damaged, of another type, or bound to something else.
     """
     path = Path(path)
     manifest = _manifest(path)
     if manifest.index != kind:
         raise KnowledgeBaseError(f"{path} holds a {manifest.index}, expected a {kind}; load it with what saved it")
+    if bound_to is not None and manifest.bound_to != bound_to:
+        raise KnowledgeBaseError(f"index {path} is stale: it was built from other rows; build it again")
     for name, (size, digest) in manifest.files.items():
         file = path / name
         if not file.is_file() or file.is_symlink():
@@ -76,6 +81,7 @@ def reading(path: Path, kind: str) -> tuple[Path, tuple[int, int]]:
 class _Manifest:
     index: str
     shape: tuple[int, int]
+    bound_to: str
     files: dict[str, tuple[int, str]]
 
 
@@ -88,7 +94,7 @@ def _manifest(path: Path) -> _Manifest:
         files = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in said["files"].items()}
         if wrong := [name for name in files if name != Path(name).name or name in ("", ".", "..", _MANIFEST)]:
             raise ValueError(f"file names {wrong} are not plain names")
-        return _Manifest(str(said["index"]), (n, d), files)
+        return _Manifest(str(said["index"]), (n, d), str(said["bound_to"]), files)
     except OSError as e:
         raise KnowledgeBaseError(f"there is no index at {path}: no readable {_MANIFEST}") from e
     except (ValueError, KeyError, TypeError, AttributeError) as e:

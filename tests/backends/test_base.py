@@ -13,7 +13,7 @@ import torch
 from numpy import ndarray
 
 from redi.backends import Exact, Index, Retriever
-from redi.backends.base import checked
+from redi.backends.keys import Keys, Stored, require_form
 from redi.errors import InvalidInputError, KnowledgeBaseError, ReDiError
 from redi.testing import RetrieverContract
 
@@ -43,10 +43,10 @@ class ScanIndex(Index):
 class Scan(Retriever):
     index_type: ClassVar[type[Index]] = ScanIndex
 
-    def _build(self, keys: ndarray) -> Index:
-        return ScanIndex(keys)
+    def _build(self, keys: Keys) -> Index:
+        return ScanIndex(keys.array())
 
-    def _load(self, folder: Path) -> Index:
+    def _load(self, folder: Path, keys: Stored | None) -> Index:
         return ScanIndex(np.load(folder / "keys.npy"))
 
 
@@ -105,6 +105,6 @@ def test_an_index_of_another_kind_is_named(tmp_path: Path) -> None:
 
 
 def test_what_is_not_an_array_is_refused() -> None:
-    unchecked = inspect.unwrap(checked)  # as users run it, without the type checks of these tests
+    unchecked = inspect.unwrap(require_form)  # as users run it, without the type checks of these tests
     with pytest.raises(InvalidInputError, match="numpy array, given Tensor"):
-        unchecked(torch.zeros(2, 2), "keys", (np.float32,))
+        unchecked(torch.zeros(2, 2), "keys")
