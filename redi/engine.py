@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from redi.backends import Exact, Retriever
+from redi.backends import Retriever
 from redi.combiners import Affine, Combiner, combine
 from redi.errors import InvalidInputError, PlanError
 from redi.gate import Gate
@@ -38,7 +38,7 @@ class ReDiEngine:
         plan: where the model is called and where to leap.
         transport: the coarse propagator of a leap.
         combiner: how neighbours are weighed.
-        retriever: how they are found.
+        retriever: how they are found; None is what suits the number of rows.
         key: what they are found by; None is the denoised prediction where a leap calls the model, else the sample.
         neighbors: H, how many.
         gate: when they are near enough.
@@ -51,7 +51,7 @@ class ReDiEngine:
     plan: Plan
     transport: Transport = field(default_factory=Defect)
     combiner: Combiner = field(default_factory=Affine)
-    retriever: Retriever = field(default_factory=Exact)
+    retriever: Retriever | None = None
     key: Key | None = None
     neighbors: int = 16
     gate: Gate = field(default_factory=Gate)

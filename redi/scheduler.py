@@ -7,14 +7,14 @@ from typing import Any, Final, Literal
 
 import torch
 
-from redi.backends import Exact, Retriever
-from redi.builder import fingerprint
+from redi.backends import Retriever
 from redi.combiners import Affine, Combiner
 from redi.engine import ReDiEngine
 from redi.errors import FingerprintMismatchError, InvalidInputError
 from redi.gate import Gate
 from redi.interception import Interception, active, loop_code
 from redi.knowledge_base import KnowledgeBase
+from redi.pipelines import fingerprint
 from redi.plan import Plan
 from redi.serving import Server
 from redi.solvers import DiffusersSolver
@@ -62,7 +62,7 @@ def enable(
         plan: the one to serve; None picks, at every call, the knowledge base's first plan of the steps asked for.
         transport: of every leap; None is `Defect()`, or `Value()` for a jump of a solver that Defect does not suit.
         combiner: how neighbours are weighed.
-        retriever: how they are found.
+        retriever: how they are found; None is what suits the number of rows.
         key: what they are found by.
         neighbors: how many.
         gate: when they are near enough.
@@ -99,7 +99,7 @@ def enable(
         plan,
         transport=transport,
         combiner=combiner or Affine(),
-        retriever=retriever or Exact(),
+        retriever=retriever,
         key=key,
         neighbors=neighbors,
         gate=gate or Gate(),

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from redi.backends import Index, Retriever
+from redi.backends import Retriever
 from redi.errors import InvalidInputError, KnowledgeBaseError, PlanError
 from redi.knowledge_base import Derived, KnowledgeBase
+from redi.partitions import Partition, open_partition
 from redi.plan import Route, Segment
 from redi.solvers import DiffusersSolver, SolverAdapter
 from redi.solvers.specs import SPECS
@@ -24,15 +25,6 @@ from redi.types import Rows
 
 Key = Literal["denoised", "sample", "prompt"]
 """What neighbours are found by: x̂0 after the first call of the leap, x at its start, or the prompt's embedding."""
-
-
-@final
-@dataclass(frozen=True)
-class Partition:
-    """The rows of one bank noise: their global ids and an index over their keys."""
-
-    ids: Int64[Tensor, " p"]
-    index: Index
 
 
 @final
@@ -53,7 +45,7 @@ class Table:
         *,
         key: Key,
         retrieve_at: Sequence[int],
-        retriever: Retriever,
+        retriever: Retriever | None,
     ) -> Table:
         """Derive (or find, already derived) what serving `route` from `kb` needs; `require` says whether it can be.
 
@@ -64,7 +56,7 @@ class Table:
             solver: whose steps C makes.
             key: what neighbours are found by.
             retrieve_at: indices of the leaps at which neighbours are looked up.
-            retriever: builds one index per leap and noise.
+            retriever: builds one index per leap and noise, which is kept beside the table; None is what suits the rows.
         """
 
         def compute(rows: Rows) -> dict[str, Tensor]:
@@ -86,13 +78,13 @@ class Table:
             "retrieve_at": list(retrieve_at),
         }
         derived = kb.derive(recipe, compute)
-        partitions: dict[tuple[int, int], Partition] = {}
         noise_ids = kb.noise_ids
-        for noise_id in noise_ids.unique().tolist():
-            ids = (noise_ids == noise_id).nonzero().flatten()
-            for at in retrieve_at:
-                keys = derived[f"key.{at}"][ids]
-                partitions[at, noise_id] = Partition(ids, retriever.build(keys.float().numpy()))
+        rows = {noise_id: (noise_ids == noise_id).nonzero().flatten() for noise_id in noise_ids.unique().tolist()}
+        partitions = {
+            (at, noise_id): open_partition(derived, f"key.{at}", noise_id, ids, retriever)
+            for noise_id, ids in rows.items()
+            for at in retrieve_at
+        }
         return cls(derived, partitions)
 
     def search(

@@ -36,6 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--combiner", default="affine", metavar="NAME", help=f"{', '.join(names.COMBINERS)}; affine:0.5 sets the ridge"
     )
     parser.add_argument(
+        "--retriever", metavar="R", help=f"{', '.join(names.RETRIEVERS)}, with settings: see redi index"
+    )
+    parser.add_argument(
         "--transport",
         choices=names.TRANSPORTS,
         help="how a leap is made; by default defect, or value for jumps of a solver that defect does not suit",
@@ -64,6 +67,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
         raise InvalidInputError(f"--out {out} is a file; expected a folder for the pictures")
     combiner = names.combiner(given.combiner)
     transport = names.transport(given.transport) if given.transport else None
+    retriever = names.retriever(given.retriever) if given.retriever else None
     plan = names.plans(given.plan) if given.plan else None
     if plan is not None and len(plan) > 1:
         raise InvalidInputError(f"--plan takes one plan, given {given.plan}")
@@ -86,6 +90,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
         plan=plan[0] if plan else None,
         transport=transport,
         combiner=combiner,
+        retriever=retriever,
         neighbors=given.neighbors,
         on_mismatch=given.on_mismatch,
     )

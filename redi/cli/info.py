@@ -25,9 +25,10 @@ def run(given: argparse.Namespace, console: Console) -> int:
     """Describe it."""
     models.hush()
     from redi.knowledge_base import KnowledgeBase
+    from redi.partitions import indexes
 
     kb = KnowledgeBase.open(given.kb)
-    found: dict[str, Any] = kb.info() | {"cost": cost(kb)}
+    found: dict[str, Any] = kb.info() | {"cost": cost(kb), "indexes": indexes(kb.path)}
     mark, paid, noise = kb.fingerprint, found["cost"], found["noise"]
     facts = {
         "model": f"{mark.model} ({mark.pipeline}, {mark.dtype}, weights {mark.weights[:12]})",
@@ -50,6 +51,11 @@ def run(given: argparse.Namespace, console: Console) -> int:
     ]
     for line in table(lines):
         console.say(line)
+    if found["indexes"]:
+        index = [("  index", "partitions", "on disk")]
+        index += [(f"  {i['retriever']}", str(i["partitions"]), size(i["bytes"])) for i in found["indexes"]]
+        for line in table(index):
+            console.say(line)
     console.result(found)
     return 0
 

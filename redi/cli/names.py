@@ -1,7 +1,8 @@
-"""What solvers, combiners, transports and plans are called on the command line. Nowhere else is a string a class."""
+"""What solvers, combiners, retrievers and the rest are called on the command line. Nowhere else is a string a class."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from redi.errors import InvalidInputError, UnsupportedSolverError
 
 if TYPE_CHECKING:
+    from redi.backends import Retriever
     from redi.combiners import Combiner
     from redi.plan import Plan
     from redi.solvers import DiffusersSolver
@@ -31,6 +33,7 @@ SOLVERS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
 }
 COMBINERS: Final = ("nearest", "least-squares", "nnls", "affine")
 TRANSPORTS: Final = ("value", "residual", "defect")
+RETRIEVERS: Final[Mapping[str, str]] = {"exact": "Exact", "faiss": "Faiss", "hnsw": "Hnsw", "scann": "Scann"}
 
 # these walk a flow's schedule when they are told to; the others of a diffusion model cannot
 _CAN_FLOW: Final = ("dpmsolver++", "dpmsolver++3", "deis", "unipc")
@@ -116,3 +119,32 @@ def plans(text: str) -> Sequence[Plan]:
 
     # an `at:` plan has commas of its own, before digits
     return list(dict.fromkeys(Plan.parse(part) for part in re.split(r",\s*(?=[a-z])", text.strip())))
+
+
+def retriever(text: str) -> Retriever:
+    """The retriever of this name: `exact`, `hnsw:M=32,rerank=100`, `faiss:IVF256,SQfp16:nprobe=16,rerank=100`.
+
+    Raises:
+        InvalidInputError: there is no such retriever, or it has no such setting.
+        MissingExtraError: its package is not installed.
+    """
+    from redi import backends
+
+    name, *parts = text.split(":")
+    if name not in RETRIEVERS:
+        raise InvalidInputError(f"there is no retriever {name!r}; there is: {', '.join(RETRIEVERS)}")
+    kind = getattr(backends, RETRIEVERS[name])
+    known = {f.name: type(f.default) for f in dataclasses.fields(kind)}
+    first, settings = next(iter(known)), dict[str, Any]()
+    for part in parts:
+        # faiss's own names of indexes have commas, but no equals sign
+        for item in part.split(",") if "=" in part else [f"{first}={part}"]:
+            setting, _, value = item.partition("=")
+            if setting not in known:
+                raise InvalidInputError(f"--retriever {text}: {name} has no {setting!r}; it has {', '.join(known)}")
+            try:
+                settings[setting] = known[setting](value)
+            except ValueError as e:
+                wanted = known[setting].__name__
+                raise InvalidInputError(f"--retriever {text}: {setting} must be {wanted}, given {value!r}") from e
+    return kind(**settings)

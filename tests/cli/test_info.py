@@ -43,6 +43,21 @@ def test_a_build_for_jumps_stops_at_the_value(
     assert (made["nfe_full"], made["nfe"]) == (full, nfe)  # what was foretold is what happens
 
 
+def test_indexes_are_built_ahead_and_listed(redi: Redi, kb: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "kb"
+    shutil.copytree(kb, folder)
+    done = redi("index", folder, "--retriever", "exact:chunk_bytes=65536", "--json", "-")
+    assert done.code == 0, done.err
+    assert [s["plan"] for s in done.json["served"]] == ["coarse:3/8", "coarse:4/8"]
+    assert [i["noise_id"] for i in done.json["served"][0]["indexes"]] == [0, 1]
+    listed = redi("info", folder, "--json", "-").json["indexes"]
+    assert listed == done.json["indexes"]
+    assert [i["partitions"] for i in listed if "65536" in i["retriever"]] == [2, 2]
+    assert "chunk_bytes=65536" in redi("info", folder).out
+    assert redi("verify", folder).code == 0
+    assert redi("index", folder, "--retriever", "annoy").code == 2
+
+
 def test_a_whole_one_is_whole(redi: Redi, kb: Path) -> None:
     done = redi("verify", kb, "--json", "-")
     assert done.code == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, IPNDMScheduler
 
+from redi.backends import Exact
 from redi.cli import names
 from redi.combiners import NNLS, Affine, LeastSquares, Nearest
 from redi.errors import InvalidInputError, PlanError, ReDiError, UnsupportedSolverError
@@ -107,3 +108,31 @@ def test_plans_are_told_apart_by_their_commas(text: str, expected: list[Plan]) -
 def test_plans_that_are_none(text: str) -> None:
     with pytest.raises(PlanError):
         names.plans(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("exact", Exact()),
+        ("exact:chunk_bytes=4096", Exact(chunk_bytes=4096)),
+        ("exact:4096", Exact(4096)),
+        ("exact:4096:device=cpu", Exact(4096)),
+    ],
+)
+def test_a_retriever_is_named_with_its_settings(text: str, expected: Exact) -> None:
+    assert names.retriever(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("annoy", "exact, faiss, hnsw, scann"),
+        ("exact:threads=4", "no 'threads'; it has chunk_bytes"),
+        ("exact:chunk_bytes=much", "chunk_bytes must be int, given 'much'"),
+        ("exact:chunk_bytes=0", "at least 1"),
+        ("", "there is no retriever ''"),
+    ],
+)
+def test_a_retriever_that_is_none(text: str, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        names.retriever(text)
