@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import Final, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,35 @@ from torch import Tensor
 from redi.errors import InvalidInputError, PlanError
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Timetable:
+    """What a pipeline tells its scheduler of the fine schedule besides the number of steps.
+
+    Args:
+        sigmas: noise levels before the scheduler's shift, one for each step; none leaves them to the scheduler.
+        mu: shift of a schedule that goes by the picture's size.
+        begin: steps left out at the beginning, where a pipeline starts from a picture.
+    """
+
+    sigmas: tuple[float, ...] = ()
+    mu: float | None = None
+    begin: int = 0
+
+    def to_json(self) -> dict[str, list[float] | float | int]:
+        """What was told, fit for JSON; empty for a schedule that the number of steps makes alone."""
+        said: dict[str, list[float] | float | int | None] = {
+            "sigmas": list(self.sigmas),
+            "mu": self.mu,
+            "begin": self.begin,
+        }
+        return {name: value for name, value in said.items() if value is not None and value not in ([], 0)}
+
+
+PLAIN: Final = Timetable()
+"""The number of steps and nothing else."""
 
 
 @final
@@ -34,6 +63,7 @@ class Grid:
         scales_input: whether the model sees x / √(a² + s²) (σ-space solvers) or x itself.
         initial_scale: factor from unit noise to x[0].
         boundaries: entry at which each solver step begins, and N last; None where a leap may not begin or end.
+        timetable: how the fine schedule is made.
     """
 
     steps: int
@@ -45,6 +75,7 @@ class Grid:
     scales_input: bool
     initial_scale: float
     boundaries: tuple[int | None, ...]
+    timetable: Timetable = PLAIN
 
     def __len__(self) -> int:
         """Number of model calls that a plain walk over this grid makes."""
@@ -58,7 +89,7 @@ class Grid:
     @property
     def is_fine(self) -> bool:
         """Whether this is the whole schedule."""
-        return len(self) == self.fine
+        return len(self) == self.fine and not self.timetable.begin
 
     def subset(self, entries: Sequence[int]) -> Grid:
         """The same schedule at fewer points: `entries` are fine entries, ascending, without the end N."""
@@ -74,6 +105,31 @@ class Grid:
             timesteps=self.timesteps[at],
             signal=self.signal[with_end],
             noise=self.noise[with_end],
+        )
+
+    def tail(self, begin: int) -> Grid:
+        """What is left of a schedule without its first `begin` entries, as a fine schedule of its own.
+
+        Raises:
+            PlanError: nothing is left, or a solver step would be cut.
+        """
+        if begin == 0:
+            return self
+        if not 0 < begin < len(self) or self.boundaries != tuple(range(len(self) + 1)):
+            raise PlanError(
+                f"a schedule of {self.steps} steps and {len(self)} calls cannot begin at step {begin}; a solver that "
+                "calls the model once in each step (DDIM, Euler, DPM-Solver++ multistep, UniPC) can, before its end"
+            )
+        rest = len(self) - begin
+        return replace(
+            self,
+            steps=rest,
+            entries=tuple(range(rest + 1)),
+            timesteps=self.timesteps[begin:],
+            signal=self.signal[begin:],
+            noise=self.noise[begin:],
+            boundaries=tuple(range(rest + 1)),
+            timetable=replace(self.timetable, begin=self.timetable.begin + begin),
         )
 
     def denoised(

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from redi.errors import InvalidInputError, PlanError
-from redi.schedules import Grid
+from redi.schedules import PLAIN, Grid, Timetable
 from redi.solvers.base import SolverAdapter, SolverState
 from redi.solvers.grids import check_replayable, schedule_of, spec_of
 from redi.solvers.live import advance, install, no_history, require_grid, restore, snapshot, stepping
@@ -31,11 +31,14 @@ class DiffusersSolver(SolverAdapter):
 
     Args:
         name: the scheduler's class.
-        config: what identifies it, fit for JSON: `class`, and its settings without diffusers' private ones.
+        config: what identifies it, fit for JSON: `class`, its settings without diffusers' private ones, and under
+            `timetable` what a pipeline tells it besides the number of steps, if anything.
+        timetable: the same, read.
     """
 
     name: str
     config: Mapping[str, Any] = field(hash=False)
+    timetable: Timetable
     _scheduler: Any = field(repr=False, compare=False)
     # A memo of schedules, nothing that evolves: (steps, entries) → a scheduler on which that grid is installed.
     _installed: dict[tuple[int, tuple[int, ...]], Any] = field(
@@ -43,13 +46,17 @@ class DiffusersSolver(SolverAdapter):
     )
 
     @classmethod
-    def of(cls, scheduler: Any) -> DiffusersSolver:
+    def of(cls, scheduler: Any, timetable: Timetable = PLAIN) -> DiffusersSolver:
         """The solver of a scheduler, which is copied.
+
+        Args:
+            scheduler: a diffusers scheduler.
+            timetable: what it is told besides the number of steps.
 
         Raises:
             UnsupportedSolverError: the scheduler, or one of its settings, cannot be replayed.
         """
-        spec = check_replayable(scheduler)
+        spec = check_replayable(scheduler, timetable)
         mine = copy.deepcopy(scheduler)
         if spec.layout == "singlestep" and mine.config.final_sigmas_type == "zero":
             # set_timesteps changes this setting, with a warning; so a used scheduler and a new one are the same.
@@ -57,7 +64,8 @@ class DiffusersSolver(SolverAdapter):
         # `from_config` of diffusers leaves in it what the scheduler it came from could be told, and this one cannot
         own = inspect.signature(type(mine).__init__).parameters
         settings = {k: v for k, v in _plain_settings(mine.config).items() if k in own}
-        return cls(spec.name, {"class": spec.name, **settings}, mine)
+        told = {"timetable": timetable.to_json()} if timetable != PLAIN else {}
+        return cls(spec.name, {"class": spec.name, **settings, **told}, timetable, mine)
 
     @classmethod
     def from_config(cls, class_name: str, config: Mapping[str, Any]) -> DiffusersSolver:
@@ -69,7 +77,8 @@ class DiffusersSolver(SolverAdapter):
         """
         find_spec(class_name)
         kind = getattr(diffusers, class_name)
-        settings = {k: v for k, v in config.items() if k != "class" and not k.startswith("_")}
+        settings = {k: v for k, v in config.items() if k not in ("class", "timetable") and not k.startswith("_")}
+        told: Any = config.get("timetable", {})
         unknown = sorted(set(settings) - set(inspect.signature(kind.__init__).parameters))
         if unknown or config.get("class", class_name) != class_name:
             raise InvalidInputError(
@@ -79,7 +88,11 @@ class DiffusersSolver(SolverAdapter):
         for key, value in settings.items():
             if value in ("inf", "-inf", "nan"):
                 settings[key] = float(value)
-        return cls.of(kind(**settings))
+        return cls.of(kind(**settings), Timetable(**told | {"sigmas": tuple(told.get("sigmas", ()))}))
+
+    def on(self, timetable: Timetable) -> DiffusersSolver:
+        """The same scheduler, told another timetable."""
+        return self if timetable == self.timetable else DiffusersSolver.of(self._scheduler, timetable)
 
     def __str__(self) -> str:
         return self.name
@@ -103,7 +116,7 @@ class DiffusersSolver(SolverAdapter):
         Raises:
             PlanError: the scheduler has no schedule of that many steps.
         """
-        return schedule_of(self._scheduler, steps)
+        return schedule_of(self._scheduler, steps, self.timetable)
 
     def init(self, grid: Grid) -> SolverState:
         """The state before the first call on `grid`.

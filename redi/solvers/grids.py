@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -11,7 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from redi.errors import PlanError, UnsupportedSolverError
-from redi.schedules import Grid
+from redi.schedules import PLAIN, Grid, Timetable
 from redi.solvers.specs import Layout, SolverSpec, check_settings, find_spec
 
 
@@ -29,14 +30,15 @@ def spec_of(scheduler: Any) -> SolverSpec:
     raise UnsupportedSolverError(f"{kind.__module__}.{kind.__name__} is not one of diffusers' own schedulers: {hint}")
 
 
-def check_replayable(scheduler: Any) -> SolverSpec:
+def check_replayable(scheduler: Any, timetable: Timetable = PLAIN) -> SolverSpec:
     """The spec of a live scheduler whose settings too are such that its steps can be replayed.
 
     Raises:
         UnsupportedSolverError: the scheduler, or one of its settings, cannot be replayed.
     """
     spec = spec_of(scheduler)
-    check_settings(spec, scheduler.config)
+    # with `mu` said, the schedule depends on the picture's size no more
+    check_settings(spec, scheduler.config | ({} if timetable.mu is None else {"use_dynamic_shifting": False}))
     shift = getattr(scheduler, "_shift", None)
     if shift is not None and shift != scheduler.config.shift:
         raise UnsupportedSolverError(
@@ -46,31 +48,42 @@ def check_replayable(scheduler: Any) -> SolverSpec:
     return spec
 
 
-def schedule_of(scheduler: Any, steps: int) -> Grid:
+def schedule_of(scheduler: Any, steps: int, timetable: Timetable = PLAIN) -> Grid:
     """The fine grid that `scheduler.set_timesteps(steps)` would give; the scheduler itself is not touched.
+
+    Args:
+        scheduler: a diffusers scheduler.
+        steps: how many are walked, those that the timetable leaves out not counted.
+        timetable: what the scheduler is told besides.
 
     Raises:
         UnsupportedSolverError: the scheduler, or one of its settings, cannot be replayed.
         PlanError: it has no schedule of that many steps.
     """
-    spec = check_replayable(scheduler)
+    spec = check_replayable(scheduler, timetable)
     trained = scheduler.config.num_train_timesteps
-    if not 1 <= steps <= trained:
+    whole = steps + timetable.begin
+    if timetable.sigmas and len(timetable.sigmas) != whole:
+        raise PlanError(
+            f"this schedule has the {len(timetable.sigmas)} noise levels that the pipeline chose for as many steps, "
+            f"given {whole} steps; plan for {len(timetable.sigmas)}, or build a knowledge base of other fine steps"
+        )
+    if not 1 <= whole <= trained or steps < 1:
         raise PlanError(
             f"{spec.name} was trained on {trained} steps and can walk 1 to {trained} of them, given {steps}"
         )
     walked = copy.copy(scheduler)
-    set_timesteps(walked, steps, None)
-    n, boundaries = len(walked.timesteps), _boundaries(spec.layout, walked, steps)
+    set_timesteps(walked, whole, None, timetable)
+    n, boundaries = len(walked.timesteps), _boundaries(spec.layout, walked, whole)
     beyond = spec.law == "cumprod" and int(walked.timesteps.max()) >= trained
     if n != boundaries[-1] or beyond:
         raise PlanError(
             f"{spec.name} with timestep_spacing={scheduler.config.get('timestep_spacing')!r} has no schedule of "
-            f"{steps} steps: it gives {n} timesteps from {float(walked.timesteps[0]):g}; choose another number of steps"
+            f"{whole} steps: it gives {n} timesteps from {float(walked.timesteps[0]):g}; choose another number of steps"
         )
     signal, noise = _noise_law(spec, walked, n)
-    return Grid(
-        steps=steps,
+    grid = Grid(
+        steps=whole,
         entries=tuple(range(n + 1)),
         timesteps=walked.timesteps.cpu(),
         signal=signal,
@@ -79,13 +92,17 @@ def schedule_of(scheduler: Any, steps: int) -> Grid:
         scales_input=spec.law == "sigma",
         initial_scale=float(getattr(walked, "init_noise_sigma", 1.0)),
         boundaries=boundaries,
+        timetable=replace(timetable, begin=0),
     )
+    return grid.tail(timetable.begin)
 
 
-def set_timesteps(scheduler: Any, steps: int, device: torch.device | str | None) -> None:
-    """The stock `set_timesteps` of the scheduler's class."""
+def set_timesteps(scheduler: Any, steps: int, device: torch.device | str | None, timetable: Timetable) -> None:
+    """The stock `set_timesteps` of the scheduler's class for a whole schedule."""
+    told: dict[str, Any] = {} if timetable.mu is None else {"mu": timetable.mu}
+    told |= {"sigmas": list(timetable.sigmas)} if timetable.sigmas else {"num_inference_steps": steps}
     # The class's own: the instance's may have been wrapped by whoever called this.
-    type(scheduler).set_timesteps(scheduler, steps, device=device)
+    type(scheduler).set_timesteps(scheduler, device=device, **told)
 
 
 def _boundaries(layout: Layout, walked: Any, steps: int) -> tuple[int | None, ...]:

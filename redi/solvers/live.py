@@ -33,14 +33,16 @@ def install(scheduler: Any, grid: Grid, device: torch.device | str | None = None
             f"{spec.name} cannot walk a subset of its schedule, as a coarse plan needs: use a jump, or a solver whose "
             "step consumes its sample (DPMSolverMultistepScheduler, UniPCMultistepScheduler, DDIMScheduler, …)"
         )
-    set_timesteps(scheduler, grid.steps, device)
+    begin = grid.timetable.begin
+    set_timesteps(scheduler, begin + grid.steps, device, grid.timetable)
     if not grid.is_fine:
-        if len(scheduler.timesteps) != grid.fine:
+        if len(scheduler.timesteps) != begin + grid.fine:
             raise PlanError(_misfit(spec, grid))
         # Index N, not −1: EulerDiscreteScheduler's log-linear sigmas have one more than a walk reads.
+        at = [begin + entry for entry in grid.entries]
         for name in spec.arrays:
-            setattr(scheduler, name, getattr(scheduler, name)[list(grid.entries)])
-        scheduler.timesteps = scheduler.timesteps[list(grid.entries[:-1])]
+            setattr(scheduler, name, getattr(scheduler, name)[at])
+        scheduler.timesteps = scheduler.timesteps[at[:-1]]
         scheduler.num_inference_steps = len(grid)
     require_grid(scheduler, grid)
     _remember(scheduler, spec, no_history(scheduler, spec))
