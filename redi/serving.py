@@ -10,10 +10,10 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from redi.builder import changeable
 from redi.engine import ReDiEngine
 from redi.errors import InvalidInputError
 from redi.interception import Listener, SteeredTimesteps
+from redi.pipelines import changeable
 from redi.plan import Segment
 from redi.recall import Recall, Stopwatch, describe
 from redi.settings import decide

@@ -6,8 +6,8 @@ import argparse
 import time
 from pathlib import Path
 
+from redi import prompts as prompt_lists
 from redi.cli import models, names
-from redi.cli import prompts as prompt_lists
 from redi.cli.console import Console, size
 from redi.errors import InvalidInputError
 
@@ -55,7 +55,9 @@ def run(given: argparse.Namespace, console: Console) -> int:
     for name, least in (("noises", 1), ("batch_size", 1), ("limit", 1), ("height", 1), ("width", 1)):
         if (value := getattr(given, name)) is not None and value < least:
             raise InvalidInputError(f"--{name.replace('_', '-')} must be at least {least}, given {value}")
-    texts = prompt_lists.read(given.prompts, column=given.column, model=given.model, note=console.note)[: given.limit]
+    texts = prompt_lists.read(
+        given.prompts, column=given.column, model=given.model, limit=given.limit, note=console.note
+    )
     plans = names.plans(given.plan)
     if (folder := Path(given.kb)).exists() and not folder.is_dir():
         raise InvalidInputError(f"{folder} is a file; expected a folder for the knowledge base")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redi.cli import prompts
-from redi.errors import InvalidInputError
+from redi import prompts
+from redi.errors import InvalidInputError, MissingExtraError
 
 
 def read(path: Path | str, column: str | None = None, notes: list[str] | None = None) -> list[str]:
@@ -90,6 +91,44 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes,
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidInputError, match=says.replace("(", "\\(")):
         read(tmp_path / name, column)
+
+
+def test_captions_of_coco(tmp_path: Path) -> None:
+    captions = [
+        {"image_id": i, "id": i, "caption": c} for i, c in enumerate(["A red apple.\n", "A heart.", "A heart."])
+    ]
+    document = {"info": {}, "images": [{"id": 0, "file_name": "0.jpg"}], "annotations": captions}
+    (tmp_path / "captions_val.json").write_text(json.dumps(document))
+    assert read(tmp_path / "captions_val.json") == ["A red apple.", "A heart."]
+
+
+def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"id": [1, 2, 3], "TEXT": ["red apple", None, "green heart"], "NSFW": ["no", "no", "no"]})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=1)
+    assert read(tmp_path / "a.parquet") == ["red apple", "green heart"]
+    assert read(tmp_path / "a.parquet", "NSFW") == ["no"]
+    with pytest.raises(InvalidInputError, match="element 0: expected a text, given 1"):
+        read(tmp_path / "a.parquet", "id")
+    (tmp_path / "b.parquet").write_text("red apple")
+    with pytest.raises(InvalidInputError, match="is not parquet"):
+        read(tmp_path / "b.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=r"redi\[parquet\]"):
+        read(tmp_path / "a.parquet")
+
+
+def test_what_is_behind_the_limit_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('"a"\n"b"\n"a"\n"c"\n' + "{" * 100_000)
+    notes: list[str] = []
+    found = prompts.read(str(tmp_path / "a.jsonl"), limit=3, suffix=", noto style", note=notes.append)
+    assert found == ["a, noto style", "b, noto style", "c, noto style"]
+    assert len(notes) == 1
+    assert notes[0].startswith("1 prompts")
+    (tmp_path / "b.txt").write_bytes(b"fine\n" * 100_000 + b"bad \xff\n")  # further than one read of a stream
+    with pytest.raises(InvalidInputError, match="byte 500004, line 100001"):
+        read(tmp_path / "b.txt")
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:

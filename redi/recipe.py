@@ -1,0 +1,201 @@
+"""How rows of a knowledge base are made: the recipe, checked once, and the fine solver that follows it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+
+from redi.embedding import Embeddings
+from redi.errors import InvalidInputError
+from redi.knowledge_base import Config
+from redi.noise import NoiseBank
+from redi.pipelines import fingerprint, network, sizes
+from redi.plan import Plan, Route
+from redi.recorder import Recorder, listening
+from redi.solvers import DiffusersSolver
+from redi.transports import needs
+from redi.types import Record, Rows
+
+Item = tuple[str, int]
+"""What a row is made from: a prompt and the id of the noise it starts from."""
+
+
+@final
+@dataclass(frozen=True)
+class Recipe:
+    """How the rows of a knowledge base are made, whatever their prompts.
+
+    Args:
+        solver: the fine solver.
+        config: what it writes into `config.json`: the model and its settings, what is recorded, the noise bank.
+    """
+
+    solver: DiffusersSolver
+    config: Config
+
+    @classmethod
+    def of(
+        cls,
+        pipe: Any,
+        *,
+        plans: Sequence[Plan],
+        solver: DiffusersSolver | None = None,
+        noises: int = 1,
+        seed: int = 0,
+        diversity: float = 0.0,
+        guidance: float = 7.5,
+        height: int | None = None,
+        width: int | None = None,
+        negative_prompt: str = "",
+        storage: str = "float16",
+        model: str | None = None,
+    ) -> Recipe:
+        """Check settings against a pipeline.
+
+        Args:
+            pipe: a diffusers pipeline.
+            plans: what the knowledge base shall serve; all of the same fine steps. Rows keep what any of them needs.
+            solver: the fine solver; None is the pipeline's own scheduler.
+            noises: M, starting noises in the bank.
+            seed: of the bank.
+            diversity: η, how far from its bank noise a query may start.
+            guidance: classifier-free guidance scale.
+            height: in pixels; None is the pipeline's default.
+            width: likewise.
+            negative_prompt: for every row.
+            storage: dtype on disk.
+            model: a name for the model.
+
+        Raises:
+            InvalidInputError: settings that cannot work, or a pipeline that does not start from noise.
+            UnsupportedSolverError: a scheduler that does not replay.
+        """
+        if not plans:
+            raise InvalidInputError("a knowledge base needs at least one plan, given none")
+        if len({p.fine for p in plans}) > 1:
+            raise InvalidInputError(f"plans of one build share their fine steps, given {', '.join(map(str, plans))}")
+        solver = solver or DiffusersSolver.of(pipe.scheduler)
+        steps = plans[0].fine
+        schedule = solver.schedule(steps)
+        record = Record()
+        for plan in plans:
+            record |= needs(Route.lay(plan, schedule), solver)
+        shape, high, wide = sizes(pipe, height, width)
+        bank = NoiseBank(seed=seed, size=noises, shape=shape, diversity=diversity)
+        with listening(pipe, Recorder(solver, steps, record)):
+            pass  # a pipeline that has no place for us says so before there is a folder
+        mark = fingerprint(
+            pipe,
+            solver,
+            steps=steps,
+            guidance=guidance,
+            sample_shape=shape,
+            height=high,
+            width=wide,
+            negative_prompt=negative_prompt,
+            model=model,
+        )
+        return cls(solver, Config(mark, record, bank.to_json(), tuple(map(str, plans)), storage))
+
+    @property
+    def bank(self) -> NoiseBank:
+        """The starting noises."""
+        return NoiseBank.from_json(self.config.noise)
+
+    def items(self, prompts: Iterable[str]) -> list[Item]:
+        """The whole work: every prompt, once, from every noise; those of one prompt together.
+
+        Raises:
+            InvalidInputError: there is no prompt.
+        """
+        if isinstance(prompts, str):
+            raise InvalidInputError(f"expected a list of prompts, given one text; for a single row: [{prompts!r}]")
+        items = [(p, n) for p in dict.fromkeys(prompts) for n in range(self.bank.size)]
+        if not items:
+            raise InvalidInputError("a knowledge base needs at least one prompt, given none")
+        return items
+
+
+@final
+class FineSolver:
+    """Makes rows of items with a pipeline, which it leaves as it was.
+
+    A row depends on the bank's seed and its noise id alone, not on its batch (but for the float noise of batching).
+
+    Args:
+        pipe: the pipeline that `recipe` was checked against.
+        recipe: how.
+
+    Attributes:
+        most: how many items fit into the memory at once, as far as is known; None while all that were tried did.
+    """
+
+    def __init__(self, pipe: Any, recipe: Recipe) -> None:
+        self.pipe, self.recipe = pipe, recipe
+        self.most: int | None = None
+        self._bank = recipe.bank
+        self._embeddings = Embeddings()
+        self._recorder = Recorder(recipe.solver, recipe.config.fingerprint.steps, recipe.config.record)
+
+    def __call__(self, items: Sequence[Item]) -> list[Rows]:
+        """Solve, in one piece if the memory suffices: running out of it halves this batch and those that follow."""
+        made: list[Rows] = []
+        done = 0
+        while done < len(items):
+            part = items[done : done + (self.most or len(items))]
+            try:
+                rows = self._solve(part)
+            except (RuntimeError, MemoryError) as e:
+                if len(part) == 1 or not _out_of_memory(e):
+                    raise
+                rows = None
+            if rows is None:  # out here nothing holds the failed call's tensors any more
+                self.most = len(part) // 2
+                gc.collect()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
+            made.append(rows)
+            done += len(part)
+        return made
+
+    def _solve(self, items: Sequence[Item]) -> Rows:
+        mark, net = self.recipe.config.fingerprint, network(self.pipe)
+        prompts, ids = [p for p, _ in items], torch.tensor([n for _, n in items])
+        negative = {"negative_prompt": [mark.negative_prompt] * len(items)} if mark.negative_prompt else {}
+        # the embeddings stand inside: what the recorder hears is what the denoiser gets
+        with self._embeddings.active(self.pipe), listening(self.pipe, self._recorder), _quiet(self.pipe):
+            self.pipe(
+                prompt=prompts,
+                latents=self._bank.noise(ids).to(net.device, net.dtype),  # type: ignore
+                num_inference_steps=mark.steps,
+                guidance_scale=mark.guidance,
+                height=mark.height,
+                width=mark.width,
+                output_type="latent",
+                **negative,
+            )
+        return self._recorder.rows(ids, prompts)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in text or "allocate memory" in text
+    )
+
+
+@contextmanager
+def _quiet(pipe: Any) -> Generator[None]:
+    """One bar for the whole build, not one for every batch."""
+    before = dict(getattr(pipe, "_progress_bar_config", {}))
+    pipe.set_progress_bar_config(**before | {"disable": True})
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**before)
