@@ -1,0 +1,97 @@
+"""The benchmark's pictures: recall against latency, and where approximate search begins to pay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from matplotlib.figure import Figure
+
+COLOURS: Final = {"exact": "black", "faiss": "tab:blue", "hnsw": "tab:orange", "scann": "tab:green"}
+ENOUGH: Final = 0.99  # recall that an approximate setting must have to stand against the exact one
+
+
+def kind(row: dict[str, Any]) -> str:
+    return str(row["retriever"]).partition(":")[0]
+
+
+def pareto(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Recall@2 by id against the median latency of single queries, a panel per set of keys; the front is joined."""
+    done = [r for r in rows if r["status"] == "ok"]
+    sets = sorted({(r["data"], r["rows"], r["dimension"]) for r in done}, key=lambda s: (s[2], s[0], s[1]))
+    if not sets:
+        return
+    columns = min(3, len(sets))
+    height = -(-len(sets) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * height + 0.6), layout="constrained")
+    panels = figure.subplots(height, columns, squeeze=False).ravel()
+    for panel in panels[len(sets) :]:
+        panel.set_visible(False)
+    for axes, (data, n, d) in zip(panels, sets, strict=False):
+        these = [r for r in done if (r["data"], r["rows"]) == (data, n)]
+        for name, colour in COLOURS.items():
+            mine = [r for r in these if kind(r) == name]
+            axes.plot(
+                [r["batch 1"]["p50_ms"] for r in mine],
+                [r["recall"]["recall@2"] for r in mine],
+                "*" if name == "exact" else "o",
+                color=colour,
+                markersize=11 if name == "exact" else 5,
+                label=name,
+            )
+        front = sorted((r["batch 1"]["p50_ms"], r["recall"]["recall@2"]) for r in these)
+        best = [p for i, p in enumerate(front) if all(p[1] > earlier[1] for earlier in front[:i])]
+        axes.plot(*zip(*best, strict=True), color="grey", linewidth=0.8, zorder=0)
+        synthetic = ", synthetic" if these[0]["synthetic"] else ""
+        axes.set(xscale="log", title=f"{data}{synthetic}: {n:,} × {d:,}", xlabel="ms per query", ylabel="recall@2")
+        axes.title.set_fontsize(9)
+        axes.grid(alpha=0.3)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(COLOURS))
+    figure.savefig(path, dpi=130)
+
+
+def crossover(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Median latency against rows, a panel per dimension: exact search, and the fastest setting with recall ≥ 0.99."""
+    done = [r for r in rows if r["status"] == "ok" and r["synthetic"]]
+    dimensions = sorted({r["dimension"] for r in done})
+    if not dimensions:
+        return
+    figure = Figure(figsize=(4.6 * len(dimensions), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(dimensions), squeeze=False)[0]
+    for axes, d in zip(panels, dimensions, strict=True):
+        for batch, style in ((1, "-"), (8, "--"), (64, ":")):
+            for name, line in curves([r for r in done if r["dimension"] == d], batch).items():
+                axes.plot(
+                    *np.array(line).T,
+                    style,
+                    marker="o",
+                    color=COLOURS["exact" if name == "exact" else "faiss"],
+                    markersize=4,
+                    label=f"{name}, batch {batch}",
+                )
+        axes.set(xscale="log", yscale="log", title=f"d = {d:,} (synthetic)", xlabel="rows", ylabel="ms per query")
+        axes.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=130)
+
+
+def curves(rows: Sequence[dict[str, Any]], batch: int) -> dict[str, list[tuple[float, float]]]:
+    """(n, ms per query) of exact search and of the fastest approximate setting that finds enough."""
+    result: dict[str, list[tuple[float, float]]] = {}
+    field = f"batch {batch}"
+    for n in sorted({r["rows"] for r in rows}):
+        for name in ("exact", "approximate"):
+            took = [
+                r[field]["p50_ms"] / batch
+                for r in rows
+                if r["rows"] == n
+                and field in r
+                and (kind(r) == "exact") == (name == "exact")
+                and r["recall"]["recall@2"] >= ENOUGH
+            ]
+            if took:
+                result.setdefault(name, []).append((n, min(took)))
+    return result
