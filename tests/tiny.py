@@ -73,24 +73,46 @@ def tiny_sd15(*, seed: int = 0) -> StableDiffusionPipeline:
     return _pipeline(4, 64, 77, seed, 3.0, factor=8)
 
 
+def tiny_text_encoder(tokenizer: CLIPTokenizer, layers: int = 1) -> CLIPTextModel:
+    """A CLIP text encoder of width 16 for a tokenizer's words."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            projection_dim=16,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def tiny_vae(channels: int, latent: int, factor: int, **settings: Any) -> AutoencoderKL:
+    """An autoencoder whose pictures are `factor` times as wide as its latents."""
+    blocks = factor.bit_length()
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        block_out_channels=(8,) * blocks,
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=latent * factor,
+        mid_block_add_attention=False,
+        **settings,
+    )
+
+
 def _pipeline(channels: int, latent: int, tokens: int, seed: int, gain: float, factor: int) -> StableDiffusionPipeline:
     tokenizer = tiny_tokenizer(tokens)
-    blocks = factor.bit_length()
-    with _seeded(seed):
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=16,
-                intermediate_size=32,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=tokens,
-                projection_dim=16,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
+    with seeded(seed):
+        text = tiny_text_encoder(tokenizer)
         unet = UNet2DConditionModel(
             sample_size=latent,
             in_channels=channels,
@@ -103,18 +125,7 @@ def _pipeline(channels: int, latent: int, tokens: int, seed: int, gain: float, f
             attention_head_dim=8,
             norm_num_groups=4,
         )
-        vae = AutoencoderKL(
-            in_channels=3,
-            out_channels=3,
-            down_block_types=("DownEncoderBlock2D",) * blocks,
-            up_block_types=("UpDecoderBlock2D",) * blocks,
-            block_out_channels=(8,) * blocks,
-            layers_per_block=1,
-            latent_channels=channels,
-            norm_num_groups=4,
-            sample_size=latent * factor,
-            mid_block_add_attention=False,
-        )
+        vae = tiny_vae(channels, latent, factor)
         for name, weight in unet.named_parameters():
             if "attn2.to_v" in name or "attn2.to_out" in name:
                 weight.data.mul_(gain)
@@ -146,7 +157,7 @@ def saved(kind: str = "tiny") -> Path:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Weights are drawn from torch's global generator; leave it as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
