@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cache = given.cache or given.json.parent / "retrievers-cache"
     cache.mkdir(parents=True, exist_ok=True)
     given.json.parent.mkdir(parents=True, exist_ok=True)
-    scale = Scale(8, 4, given.real_rows, given.queries) if given.quick else Scale(40, 8, given.real_rows, given.queries)
+    fine, steps, entries = (8, 4, (2,)) if given.quick else (40, 8, (10, 20))
+    scale = Scale(fine, steps, given.real_rows, given.queries, entries)
     document: dict[str, Any] = json.loads(given.json.read_text()) if given.json.exists() else {"rows": [], "ratios": {}}
     document |= {
         "command": " ".join(["python -m benchmarks.retrievers", *(sys.argv[1:] if argv is None else argv)]),

@@ -34,22 +34,19 @@ class Scale:
         steps: of the coarse plan.
         rows: trajectories of the bundled model.
         queries: held-out prompts, and synthetic queries.
+        entries: where jumps may begin whose keys are looked at.
     """
 
     fine: int
     steps: int
     rows: int
     queries: int
+    entries: tuple[int, ...]
 
     @property
     def coarse(self) -> Plan:
         """The plan that is served."""
         return Plan.coarse(self.steps, self.fine)
-
-    @property
-    def entries(self) -> tuple[int, ...]:
-        """Where jumps may begin whose keys are looked at: after a quarter and half of the steps."""
-        return self.fine // 4, self.fine // 2
 
 
 def real(cache: Path, scale: Scale, seed: int) -> tuple[KnowledgeBase, KnowledgeBase, list[Data]]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 COLOURS: Final = {"exact": "black", "faiss": "tab:blue", "hnsw": "tab:orange", "scann": "tab:green"}
 ENOUGH: Final = 0.99  # recall that an approximate setting must have to stand against the exact one
@@ -45,9 +46,9 @@ def pareto(rows: Sequence[dict[str, Any]], path: Path) -> None:
         best = [p for i, p in enumerate(front) if all(p[1] > earlier[1] for earlier in front[:i])]
         axes.plot(*zip(*best, strict=True), color="grey", linewidth=0.8, zorder=0)
         synthetic = ", synthetic" if these[0]["synthetic"] else ""
-        axes.set(xscale="log", title=f"{data}{synthetic}: {n:,} × {d:,}", xlabel="ms per query", ylabel="recall@2")
-        axes.title.set_fontsize(9)
-        axes.grid(alpha=0.3)
+        axes.set_title(f"{data}{synthetic}: {n:,} × {d:,}", fontsize=9)
+        axes.set(xlabel="ms per query", ylabel="recall@2", ylim=(min([0.9, *(p[1] - 0.02 for p in front)]), 1.01))
+        _log(axes, "x")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(COLOURS))
     figure.savefig(path, dpi=130)
@@ -72,10 +73,22 @@ def crossover(rows: Sequence[dict[str, Any]], path: Path) -> None:
                     markersize=4,
                     label=f"{name}, batch {batch}",
                 )
-        axes.set(xscale="log", yscale="log", title=f"d = {d:,} (synthetic)", xlabel="rows", ylabel="ms per query")
-        axes.grid(alpha=0.3)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        axes.set(title=f"d = {d:,} (synthetic)", xlabel="rows", ylabel="ms per query")
+        _log(axes, "xy")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(panels) == 1 else 3)
     figure.savefig(path, dpi=130)
+
+
+def _log(axes: Any, which: str) -> None:
+    """Logarithmic axes whose marks are plain numbers."""
+    for name in which:
+        axis = getattr(axes, f"{name}axis")
+        getattr(axes, f"set_{name}scale")("log")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
 
 
 def curves(rows: Sequence[dict[str, Any]], batch: int) -> dict[str, list[tuple[float, float]]]:
