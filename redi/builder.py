@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -34,11 +33,6 @@ class Progress:
     seconds: float
     refused: int = 0
     most: int | None = None
-
-
-def launched() -> int:
-    """How many processes a launcher (torchrun, srun) started for the work that this one is part of."""
-    return max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
 
 
 def build(

@@ -53,3 +53,17 @@ class MissingExtraError(ReDiError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; run: pip install 'redi[{extra}]'")
+
+
+class RankError(ReDiError):
+    """Another process of the same run stopped, or was lost, so that this one could not finish.
+
+    Args:
+        rank: which one; None where nobody knows.
+        why: what it said, or how it was noticed.
+    """
+
+    def __init__(self, rank: int | None, why: str) -> None:
+        self.rank = rank
+        who = "another rank was lost" if rank is None else f"rank {rank} stopped"
+        super().__init__(f"{who} ({why}); finished rows are safe, the same build goes on")

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from redi import launch
 from redi import prompts as prompt_lists
 from redi.cli import models, names
 from redi.cli.console import Console, size
-from redi.errors import InvalidInputError
+from redi.errors import InvalidInputError, RankError
+from redi.stop import Stop
+
+if TYPE_CHECKING:
+    from redi.builder import Progress
+    from redi.knowledge_base import KnowledgeBase
 
 HELP = "solve prompts finely and keep the trajectories"
 RESUMES = "finished rows are kept, the same command resumes"
@@ -18,10 +28,7 @@ RESUMES = "finished rows are kept, the same command resumes"
 def configure(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("model", help="emoji (bundled), a local diffusers folder, or a Hub id")
-    parser.add_argument(
-        "prompts",
-        help="txt with one prompt in every line, csv or tsv, json or jsonl, - for stdin; for emoji also train, heldout",
-    )
+    parser.add_argument("prompts", help=f"{prompt_lists.FORMS}; - for lines from stdin; for emoji also train, heldout")
     parser.add_argument("kb", help="folder of the knowledge base; one of the same settings is continued")
     parser.add_argument("--solver", default="dpmsolver++", metavar="NAME", help=", ".join(names.SOLVERS))
     parser.add_argument(
@@ -43,60 +50,167 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--height", type=int, metavar="PIXELS", help="by default the model's own")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="by default the model's own")
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="for every row")
+    parser.add_argument("--suffix", default="", metavar="TEXT", help="put behind every prompt, e.g. a style")
     parser.add_argument("--column", metavar="NAME", help="column or field of PROMPTS that holds them")
     parser.add_argument("--limit", type=int, metavar="N", help="take only the first N prompts")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures solved together")
+    parser.add_argument("--shard-rows", type=int, default=256, metavar="N", help="rows of a shard; what a crash loses")
     parser.add_argument("--storage", choices=("float16", "float32"), default="float16", help="precision on disk")
+    parser.add_argument(
+        "--preview", type=int, default=0, metavar="N", help="draw N rows into KB/preview.png, as far as they were kept"
+    )
     models.configure(parser)
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the model (default: float16 on GPUs)"
+    )
+    parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="what the ranks run on")
+    parser.add_argument(
+        "--devices",
+        type=int,
+        metavar="N",
+        help="ranks per node: GPUs, or processes on CPUs (default: as launched, or 1)",
+    )
+    parser.add_argument("--num-nodes", type=int, metavar="M", help="nodes (default: as launched, or 1)")
 
 
 def run(given: argparse.Namespace, console: Console) -> int:
     """Build, or continue, and say what it cost."""
-    for name, least in (("noises", 1), ("batch_size", 1), ("limit", 1), ("height", 1), ("width", 1)):
-        if (value := getattr(given, name)) is not None and value < least:
-            raise InvalidInputError(f"--{name.replace('_', '-')} must be at least {least}, given {value}")
+    least = {"preview": 0} | dict.fromkeys(
+        ("noises", "batch_size", "shard_rows", "limit", "height", "width", "devices", "num_nodes"), 1
+    )
+    for name, bound in least.items():
+        if (value := getattr(given, name)) is not None and value < bound:
+            raise InvalidInputError(f"--{name.replace('_', '-')} must be at least {bound}, given {value}")
+    devices, nodes = _ranks(given)
+    several, first = devices * nodes > 1, launch.is_first()
+    if several and given.prompts == "-":
+        raise InvalidInputError("several ranks cannot share standard input; write the prompts to a file")
+    if several and given.device:
+        raise InvalidInputError(f"--device {given.device} is one device; for several say --accelerator and --devices")
     texts = prompt_lists.read(
-        given.prompts, column=given.column, model=given.model, limit=given.limit, note=console.note
+        given.prompts,
+        column=given.column,
+        model=given.model,
+        suffix=given.suffix,
+        limit=given.limit,
+        note=console.note if first else lambda text: None,
     )
     plans = names.plans(given.plan)
     if (folder := Path(given.kb)).exists() and not folder.is_dir():
         raise InvalidInputError(f"{folder} is a file; expected a folder for the knowledge base")
-    pipe = models.load(given.model, given)
-    solver = names.solver(given.solver, pipe.scheduler)
+    started, seen = time.perf_counter(), list["Progress"]()
+    # A build alone is interrupted at once, one of several ranks ends together with the others.
+    signals = (signal.SIGTERM, signal.SIGINT) if several else (signal.SIGTERM,)
+    try:
+        with (
+            Stop(*signals) as stop,
+            console.bar(f"building {given.kb}", "row") if first else contextlib.nullcontext(_silent) as bar,
+        ):
 
-    from redi.builder import Progress, build
+            def progress(now: Progress) -> None:
+                if now.most != (seen[-1].most if seen else None):
+                    console.note(f"out of memory; from here on no more than {now.most} pictures are solved together")
+                seen.append(now)
+                bar(now.done, now.total)
 
-    start, first = time.perf_counter(), list[int]()
-    with console.bar(f"building {given.kb}", "row") as bar:
+            pipe = _load(given, several)
+            settings: dict[str, Any] = {
+                "plans": plans,
+                "solver": names.solver(given.solver, pipe.scheduler),
+                "noises": given.noises,
+                "seed": given.seed,
+                "diversity": given.diversity,
+                "guidance": models.guidance_of(given.model) if given.guidance is None else given.guidance,
+                "height": given.height,
+                "width": given.width,
+                "negative_prompt": given.negative_prompt,
+                "storage": given.storage,
+                "model": models.name_of(given.model),
+            }
+            work: dict[str, Any] = {"shard_rows": given.shard_rows, "progress": progress, "stop": stop}
+            if several:
+                from redi import lightning
+                from redi.recipe import Recipe
 
-        def progress(now: Progress) -> None:
-            first.append(now.done)
-            bar(now.done, now.total)
+                lightning.hush()
+                kb = lightning.build(
+                    pipe,
+                    Recipe.of(pipe, **settings),
+                    lightning.PromptData(texts, given.batch_size),
+                    given.kb,
+                    devices=devices,
+                    num_nodes=nodes,
+                    accelerator=given.accelerator,
+                    **work,
+                )
+            else:
+                from redi.builder import build
 
-        kb = build(
-            pipe,
-            texts,
-            folder,
-            plans=plans,
-            solver=solver,
-            noises=given.noises,
-            seed=given.seed,
-            diversity=given.diversity,
-            guidance=models.guidance_of(given.model) if given.guidance is None else given.guidance,
-            height=given.height,
-            width=given.width,
-            negative_prompt=given.negative_prompt,
-            batch_size=given.batch_size,
-            storage=given.storage,
-            model=models.name_of(given.model),
-            progress=progress,
+                kb = build(pipe, texts, given.kb, batch_size=given.batch_size, **settings, **work)
+    except RankError:
+        if first:
+            raise
+        return 2  # whoever stopped has said why
+    if stop.received == signal.SIGINT and first:
+        raise KeyboardInterrupt
+    if first:
+        _tell(given, console, kb, texts[0], seen, time.perf_counter() - started, stop)
+        if given.preview and len(kb):
+            from redi.cli import preview
+
+            console.say(f"preview: {preview.draw(pipe, kb, given.preview)}")
+    return 0
+
+
+def _ranks(given: argparse.Namespace) -> tuple[int, int]:
+    """Ranks per node, and nodes: as asked for, or as launched.
+
+    Raises:
+        InvalidInputError: something else was launched than is asked for.
+    """
+    around, here = launch.launched(), launch.per_node()
+    devices: int = given.devices or here or 1
+    nodes: int = given.num_nodes or (around // devices if here else 1)
+    if around > 1 and devices * nodes != around:
+        raise InvalidInputError(
+            f"this is one of {around} launched processes, but --devices {devices} and --num-nodes {nodes} make "
+            f"{devices * nodes}; say how many there are on each node, and how many nodes"
         )
-    seconds = time.perf_counter() - start
-    found = kb.info()
-    rows = len(kb) - (first[0] if first else len(kb))
+    return devices, nodes
+
+
+def _silent(done: int, total: int) -> None:
+    """The bar of a rank that shows none."""
+
+
+def _load(given: argparse.Namespace, several: bool) -> Any:
+    import torch
+
+    gpu = given.accelerator == "gpu" or (given.accelerator == "auto" and torch.cuda.is_available())
+    where = given.device or ("cuda" if gpu else "cpu")
+    if several and given.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(given.threads)  # or Lightning would share out the cores itself
+    told = argparse.Namespace(device="cpu" if several else where, threads=given.threads)  # ranks find their own device
+    return models.load(given.model, told, given.dtype or ("float32" if where == "cpu" else "float16"))
+
+
+def _tell(
+    given: argparse.Namespace,
+    console: Console,
+    kb: KnowledgeBase,
+    example: str,
+    seen: list[Progress],
+    seconds: float,
+    stop: Stop,
+) -> None:
+    found, rows, total = kb.info(), len(kb) - seen[0].done, seen[-1].total
+    if stop.received is not None:
+        console.note(f"stopped by {stop.received.name} with {seen[-1].done} of {total} rows; the same command resumes")
+    if refused := seen[-1].refused:
+        console.note(f"{refused} rows were not finite, or too large for {given.storage}, and were not written")
     console.say(f"{given.kb}: {len(kb)} rows ({rows} new), {size(found['bytes'])}, {seconds:.1f} s")
     console.say(f"  {found['summary']}")
     console.say(f"  serves {', '.join(found['plans'])}")
-    console.say(f'try it: redi generate {given.kb} "{texts[0]}" --out pictures')
-    console.result({**found, "rows_new": rows, "seconds": seconds})
-    return 0
+    console.say(f'try it: redi generate {given.kb} "{example}" --out pictures')
+    told = {"rows_new": rows, "rows_asked": total, "refused": refused, "seconds": seconds}
+    console.result({**found, **told, "stopped": stop.received and stop.received.name})

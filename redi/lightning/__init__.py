@@ -1,0 +1,20 @@
+"""Knowledge bases built by many processes, as Lightning predict loops. Nothing else in redi knows Lightning.
+
+`build` does all of it; `KnowledgeBaseBuilder`, `PromptData` and `ShardWriter` fit any `Trainer` of one's own.
+"""
+
+from __future__ import annotations
+
+try:
+    import lightning as _lightning  # pyright: ignore[reportUnusedImport] # noqa: F401
+except ImportError:  # pragma: no cover
+    from redi.errors import MissingExtraError
+
+    raise MissingExtraError("lightning", "lightning") from None
+
+from redi.lightning.data import PromptData
+from redi.lightning.module import KnowledgeBaseBuilder
+from redi.lightning.run import build, hush, trainer
+from redi.lightning.writer import ShardWriter
+
+__all__ = ["KnowledgeBaseBuilder", "PromptData", "ShardWriter", "build", "hush", "trainer"]
