@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from redi.knowledge_base import KnowledgeBase
     from redi.noise import NoiseBank
     from redi.plan import Plan
+    from redi.recording import record
     from redi.scheduler import disable, enable, report, switch_prompt
     from redi.solvers import DiffusersSolver, SolverAdapter
     from redi.transports import Defect, Residual, Transport, Value
@@ -52,6 +53,7 @@ _HOME = {
     "build": "builder",
     "disable": "scheduler",
     "enable": "scheduler",
+    "record": "recording",
     "report": "scheduler",
     "switch_prompt": "scheduler",
 }
@@ -84,6 +86,7 @@ __all__ = [
     "build",
     "disable",
     "enable",
+    "record",
     "report",
     "switch_prompt",
     "zoo",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -49,6 +49,7 @@ def build(
     height: int | None = None,
     width: int | None = None,
     negative_prompt: str = "",
+    settings: Mapping[str, Any] | None = None,
     batch_size: int = 16,
     storage: str = "float16",
     model: str | None = None,
@@ -74,6 +75,7 @@ def build(
         height: in pixels; None is the pipeline's default.
         width: likewise.
         negative_prompt: for every row.
+        settings: further arguments of the pipeline's call, for every row (`{"num_frames": 16}`).
         batch_size: pictures per pipeline call; halved where the memory does not suffice.
         storage: dtype on disk.
         model: a name for the model.
@@ -102,6 +104,7 @@ def build(
         height=height,
         width=width,
         negative_prompt=negative_prompt,
+        settings=settings,
         storage=storage,
         model=model,
     )

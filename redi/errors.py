@@ -48,6 +48,23 @@ class NoiseError(ReDiError, ValueError):
     """Starting noise that the bank cannot supply."""
 
 
+class MissError(ReDiError, LookupError):
+    """Samples found no remembered row near enough, where that is to be an error.
+
+    Args:
+        distances: number of the sample in its batch to the distance of its nearest row; inf where it has none.
+        allowed: the largest distance that may leap.
+    """
+
+    def __init__(self, distances: Mapping[int, float], allowed: float) -> None:
+        self.distances = dict(distances)
+        which = ", ".join(f"picture {i} ({d:.4g})" for i, d in distances.items())
+        super().__init__(
+            f"no row within {allowed:.4g} of {which}; remember rows like these, widen the gate, or enable with "
+            "on_miss='plain' or 'full'"
+        )
+
+
 class MissingExtraError(ReDiError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 

@@ -9,10 +9,9 @@ import functools
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any, Final, final, no_type_check
+from typing import Any, Final, final
 
 import torch
 from jaxtyping import Float
@@ -21,6 +20,31 @@ from torch import Tensor
 from redi.errors import InvalidInputError
 
 _SLOT: Final = "_redi_interception"
+
+
+class EnoughError(Exception):
+    """Raised by a listener that wants no more of the call under way, and caught by it."""
+
+
+@final
+@dataclass(frozen=True)
+class Start:
+    """How a pipeline came by the noise it starts from.
+
+    Args:
+        arguments: of its `prepare_latents`, defaults filled in.
+        states: digests of its generators' states before; None without a generator.
+        scale: what the noise is multiplied by.
+    """
+
+    arguments: Mapping[str, Any]
+    states: list[bytes] | None
+    scale: float = 1.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether the caller brought the noise along."""
+        return self.arguments.get("latents") is not None
 
 
 class Listener(ABC):
@@ -36,9 +60,13 @@ class Listener(ABC):
     ) -> Any:
         """The scheduler takes a step."""
 
-    def noise(self, drawn: Tensor, passed: bool, before: list[bytes] | None) -> Tensor:
-        """The starting sample, after the pipeline drew it, or was `passed` one; `before`: its generators' states."""
+    def noise(self, drawn: Tensor, start: Start) -> Tensor:
+        """The starting noise, times `start.scale`; what is returned is used instead."""
         return drawn
+
+    def prepared(self, sample: Tensor) -> None:
+        """What the pipeline's loop will start with."""
+        return None
 
     def embedded(self, embeddings: Float[Tensor, "b tokens e"]) -> None:
         """The prompt embeddings the pipeline computed."""
@@ -48,6 +76,14 @@ class Listener(ABC):
         """The scheduler is told how many steps."""
         proceed(*args, **kwargs)
 
+    def get_timesteps(self, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The pipeline chooses, by `strength`, how much of the schedule it walks: timesteps, and their number."""
+        return proceed(*args, **kwargs)
+
+    def bar(self, bar: Any) -> None:
+        """The pipeline shows a progress bar."""
+        return None
+
 
 @final
 @dataclass
@@ -55,7 +91,7 @@ class Interception:
     """A listener installed in one pipeline.
 
     Args:
-        pipe: the pipeline; its class, scheduler, `prepare_latents` and `encode_prompt` are stood in for.
+        pipe: the pipeline; its class, its scheduler and some of its methods are stood in for.
         scheduler: the scheduler to run with; it is changed in place, so hand over a copy of its own.
         listener: who decides.
     """
@@ -63,8 +99,10 @@ class Interception:
     pipe: Any
     scheduler: Any
     listener: Listener
+    start: Start | None = None  # while the pipeline prepares its latents and no noise was heard of yet
     _class: type = field(init=False)
     _scheduler: Any = field(init=False)
+    _before: dict[str, Any] = field(init=False)
 
     def install(self) -> None:
         """Stand in the way.
@@ -78,33 +116,45 @@ class Interception:
         for name in ("scheduler", "prepare_latents"):
             if not hasattr(pipe, name):
                 raise InvalidInputError(f"expected a diffusers pipeline with a {name}, given {type(pipe).__name__}")
-        if "image" in inspect.signature(pipe.prepare_latents).parameters:
+        if unknown := _unknown_start(pipe):
             raise InvalidInputError(
-                f"{type(pipe).__name__} starts from a picture, not from noise of the bank; use its text-to-image form"
+                f"{type(pipe).__name__} starts from a picture in a way that redi does not know ({unknown}); "
+                "use a text-to-image, image-to-image or inpainting pipeline"
             )
         self._class, self._scheduler = type(pipe), pipe.scheduler
+        self._before = {name: vars(pipe)[name] for name in _IN_PIPELINE if name in vars(pipe)}
         vars(pipe)[_SLOT] = self
         pipe.scheduler = self.scheduler
-        self.scheduler.step = functools.wraps(self.scheduler.step)(functools.partial(_step, self, self.scheduler.step))
-        proceed = self.scheduler.set_timesteps
-        self.scheduler.set_timesteps = functools.wraps(proceed)(functools.partial(_set_timesteps, self, proceed))
-        pipe.prepare_latents = functools.wraps(pipe.prepare_latents)(
-            functools.partial(_prepare_latents, self, pipe.prepare_latents)
-        )
-        if hasattr(pipe, "encode_prompt"):
-            pipe.encode_prompt = functools.wraps(pipe.encode_prompt)(
-                functools.partial(_encode_prompt, self, pipe.encode_prompt)
-            )
+        for owner, stand_ins in ((self.scheduler, _IN_SCHEDULER), (pipe, _IN_PIPELINE)):
+            for name, stand_in in stand_ins.items():
+                if (proceed := getattr(owner, name, None)) is not None:
+                    setattr(owner, name, functools.wraps(proceed)(functools.partial(stand_in, self, proceed)))
         pipe.__class__ = _calling_us(self._class)
 
     def remove(self) -> None:
         """Leave the pipeline as it was found."""
         pipe = self.pipe
         pipe.__class__ = self._class
-        for name in ("prepare_latents", "encode_prompt", _SLOT):
+        for name in (*_IN_PIPELINE, _SLOT):
             vars(pipe).pop(name, None)
+        vars(pipe).update(self._before)
         if pipe.scheduler is self.scheduler:  # another one was put there since: it stays
             pipe.scheduler = self._scheduler
+
+
+def starts_from_picture(pipe: Any) -> bool:
+    """Whether a pipeline puts its noise on a picture, as image-to-image and inpainting do."""
+    return "timestep" in inspect.signature(pipe.prepare_latents).parameters
+
+
+def _unknown_start(pipe: Any) -> str:
+    """What keeps us from knowing which noise a pipeline starts from; nothing if we know."""
+    if not starts_from_picture(pipe):
+        return "prepare_latents(image)" if "image" in inspect.signature(pipe.prepare_latents).parameters else ""
+    if not hasattr(pipe, "get_timesteps"):
+        return "no get_timesteps"
+    told = list(inspect.signature(pipe.get_timesteps).parameters)[:3]
+    return "" if told == ["num_inference_steps", "strength", "device"] else f"get_timesteps({', '.join(told)})"
 
 
 def loop_code(pipe: Any) -> Any:
@@ -157,16 +207,42 @@ def _set_timesteps(it: Interception, proceed: Callable[..., Any], *args: Any, **
     it.listener.set_timesteps(proceed, args, kwargs)
 
 
+def _add_noise(it: Interception, proceed: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Puts noise on a picture; the noise is replaced in place, for the pipeline may keep it for later."""
+    if (start := it.start) is not None:
+        it.start = None
+        noise: Tensor = inspect.signature(proceed).bind(*args, **kwargs).arguments["noise"]
+        noise.copy_(it.listener.noise(noise, start))
+    return proceed(*args, **kwargs)
+
+
 def _prepare_latents(it: Interception, proceed: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     bound = inspect.signature(proceed).bind(*args, **kwargs)
     bound.apply_defaults()
     generator = bound.arguments.get("generator")
-    before = None if generator is None else list(_states(generator))
-    out = proceed(*args, **kwargs)
-    passed = bound.arguments.get("latents") is not None
-    if isinstance(out, Tensor):
-        return it.listener.noise(out, passed, before)
-    return (it.listener.noise(out[0], passed, before), *out[1:])
+    states = None if generator is None else list(_states(generator))
+    it.start = Start(bound.arguments, states)
+    try:
+        out = proceed(*args, **kwargs)
+    finally:
+        unheard, it.start = _pending(it), None
+    latents, rest = (out, ()) if isinstance(out, Tensor) else (out[0], tuple(out[1:]))
+    if unheard is not None:  # else the noise is on a picture already
+        scale = float(getattr(it.scheduler, "init_noise_sigma", 1.0))
+        drawn, latents = latents, it.listener.noise(latents, Start(bound.arguments, states, scale))
+        # inpainting at full strength hands the noise back a second time, unscaled
+        again = [isinstance(o, Tensor) and o.shape == drawn.shape and torch.equal(o * scale, drawn) for o in rest]
+        rest = tuple(latents / scale if same else o for o, same in zip(rest, again, strict=True))
+    it.listener.prepared(latents)
+    return latents if isinstance(out, Tensor) else (latents, *rest)
+
+
+def _pending(it: Interception) -> Start | None:
+    return it.start
+
+
+def _get_timesteps(it: Interception, proceed: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return it.listener.get_timesteps(proceed, args, kwargs)
 
 
 def _encode_prompt(it: Interception, proceed: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -175,32 +251,27 @@ def _encode_prompt(it: Interception, proceed: Callable[..., Any], *args: Any, **
     return out
 
 
+def _progress_bar(it: Interception, proceed: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    bar = proceed(*args, **kwargs)
+    it.listener.bar(bar)
+    return bar
+
+
+_IN_SCHEDULER: Final = {
+    "step": _step,
+    "set_timesteps": _set_timesteps,
+    "add_noise": _add_noise,
+    "scale_noise": _add_noise,
+}
+_IN_PIPELINE: Final = {
+    "prepare_latents": _prepare_latents,
+    "encode_prompt": _encode_prompt,
+    "get_timesteps": _get_timesteps,
+    "progress_bar": _progress_bar,
+}
+
+
 def _states(generator: torch.Generator | list[torch.Generator]) -> Iterator[bytes]:
     """A digest of each generator's state: its seed and how much was drawn from it."""
     for g in generator if isinstance(generator, list) else [generator]:
         yield hashlib.blake2b(g.get_state().numpy().tobytes(), digest_size=16).digest()
-
-
-@final
-class SteeredTimesteps(Tensor):
-    """Timesteps that a pipeline's own loop walks as `follow` says; to everyone else an ordinary tensor."""
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
-    code: Any
-    follow: Callable[[], Iterator[int]]
-
-    @classmethod
-    def of(cls, timesteps: Tensor, code: Any, follow: Callable[[], Iterator[int]]) -> SteeredTimesteps:
-        """Steer the loop whose code object is `code` through the entries that `follow()` yields."""
-        steered = timesteps.as_subclass(cls)
-        steered.code, steered.follow = code, follow
-        return steered
-
-    @no_type_check  # a checker's wrapper would stand between us and our caller
-    def __iter__(self) -> Iterator[Tensor]:
-        plain = self.as_subclass(Tensor)
-        caller: FrameType | None = inspect.currentframe()
-        caller = caller.f_back if caller else None
-        if caller is not None and caller.f_code is self.code:
-            return (plain[entry] for entry in self.follow())
-        return iter(plain.unbind(0))

@@ -1,16 +1,26 @@
-"""What a diffusers pipeline is: its denoising network, the shapes of its samples, the fingerprint of its settings."""
+"""What a diffusers pipeline is: its denoising network, its settings, and the fingerprint of both."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import torch
 
 from redi.errors import InvalidInputError
 from redi.knowledge_base import Fingerprint, weight_hash
 from redi.solvers import DiffusersSolver
+
+_NO_SETTINGS: Final = (
+    *("prompt", "prompt_2", "prompt_3", "negative_prompt", "latents", "generator", "eta"),
+    *("num_inference_steps", "timesteps", "sigmas", "mu", "denoising_start", "denoising_end"),
+    *("guidance_scale", "guidance_rescale", "height", "width"),
+    *("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "output_type", "return_dict"),
+    *("callback", "callback_steps", "callback_on_step_end", "callback_on_step_end_tensor_inputs"),
+)
+_NOT_HASHED: Final = ("vae", "safety_checker", "vocoder")  # what comes after the last step
 
 
 def network(pipe: Any) -> torch.nn.Module:
@@ -26,8 +36,9 @@ def changeable(pipe: Any) -> dict[str, Any]:
     """The fields of a pipeline's fingerprint that its user may change from one call to the next."""
     net: Any = network(pipe)
     active = getattr(pipe, "get_active_adapters", list)
+    fused = sorted(getattr(pipe, "fused_loras", ()))
     return {
-        "adapters": tuple(active()) if getattr(net, "peft_config", None) else (),
+        "adapters": (*(active() if getattr(net, "peft_config", None) else ()), *fused),
         "dtype": str(net.dtype).removeprefix("torch."),
     }
 
@@ -48,12 +59,13 @@ def fingerprint(
     width: int | None = None,
     guidance_rescale: float = 0.0,
     negative_prompt: str = "",
+    settings: Mapping[str, Any] | None = None,
     model: str | None = None,
 ) -> Fingerprint:
     """What a pipeline and its settings are, so that rows are served only where they belong.
 
     Args:
-        pipe: the pipeline; network and text encoders are hashed.
+        pipe: the pipeline; everything in it that is run before the last step is hashed.
         solver: the solver that runs.
         steps: fine solver steps.
         guidance: classifier-free guidance scale.
@@ -62,17 +74,18 @@ def fingerprint(
         width: picture width in pixels.
         guidance_rescale: as the pipeline's argument.
         negative_prompt: as the pipeline's argument, "" for none.
+        settings: further arguments of the pipeline's call that are not its defaults.
         model: a name for the model; None takes the folder or Hub id it was loaded from.
     """
     net = network(pipe)
-    encoders = [
+    others = [
         (name, _uncompiled(module))
         for name, module in sorted(pipe.components.items())
-        if name.startswith("text_encoder") and isinstance(module, torch.nn.Module)
+        if isinstance(module, torch.nn.Module) and name not in _NOT_HASHED and _uncompiled(module) is not net
     ]
     tensors = (
         (f"{part}.{name}", tensor)
-        for part, module in [("network", net), *encoders]
+        for part, module in [("network", net), *others]
         for name, tensor in module.state_dict().items()
     )
     return Fingerprint(
@@ -88,18 +101,47 @@ def fingerprint(
         height=height,
         width=width,
         sample_shape=tuple(sample_shape),
+        settings=settings or {},
         **changeable(pipe),
     )
 
 
-def sizes(pipe: Any, height: int | None, width: int | None) -> tuple[tuple[int, int, int], int, int]:
-    """The shape of a sample, and its picture's height and width in pixels."""
-    net: Any = network(pipe)
-    factor = int(getattr(pipe, "vae_scale_factor", 8))
-    size = net.config.sample_size
-    rows, columns = size if isinstance(size, (tuple, list)) else (size, size)
-    high, wide = height or int(rows) * factor, width or int(columns) * factor
-    multiple = math.lcm(factor, 8)  # latents are whole, and diffusers' pipelines refuse what 8 does not divide
-    if high % multiple or wide % multiple:
-        raise InvalidInputError(f"height and width must be multiples of {multiple} pixels, given {high} and {wide}")
-    return (int(net.config.in_channels), high // factor, wide // factor), high, wide
+def settings_of(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a call that shape every picture of it, are not the pipeline's defaults, and have no other place.
+
+    What differs from picture to picture (prompts, pictures, embeddings), what only says how to hand over the result,
+    and what the fingerprint has fields for is left out.
+    """
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    return {
+        name: plain
+        for name, value in arguments.items()
+        if name not in _NO_SETTINGS
+        and (plain := _plain(value)) is not None
+        and not (name in parameters and plain == _plain(parameters[name].default))
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON keeps it; None for what JSON cannot keep."""
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        items = [_plain(v) for v in value]  # pyright: ignore
+        return None if any(i is None for i in items) else items
+    if isinstance(value, Mapping):
+        known: dict[Any, Any] = {k: _plain(v) for k, v in value.items()}  # pyright: ignore
+        return None if any(not isinstance(k, str) or v is None for k, v in known.items()) else known
+    return None
+
+
+def check_size(pipe: Any, height: int | None, width: int | None) -> None:
+    """Refuse a picture's height and width in pixels, where given, that latents cannot have.
+
+    Raises:
+        InvalidInputError: they are no multiples of what one latent stands for.
+    """
+    factor = getattr(pipe, "vae_scale_factor", 8)
+    multiple = math.lcm(factor if isinstance(factor, int) else 8, 8)  # 8, because diffusers' pipelines refuse others
+    if any(n is not None and (n < 1 or n % multiple) for n in (height, width)):
+        raise InvalidInputError(f"height and width must be multiples of {multiple} pixels, given {height} and {width}")

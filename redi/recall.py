@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import final
 
+import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
@@ -24,6 +25,17 @@ class Recall:
 
     def __getitem__(self, rows: Tensor) -> Recall:
         return Recall(self.ids[rows], self.weights[rows], self.distances[rows], self.hit[rows])
+
+    def nearest(self) -> Recall:
+        """The same, but a sample that missed leaps from its nearest row alone, if there is one."""
+        alone = torch.zeros_like(self.weights)
+        alone[:, 0] = 1.0
+        return Recall(
+            self.ids,
+            torch.where(self.hit[:, None], self.weights, alone),
+            self.distances,
+            self.hit | (self.ids[:, 0] >= 0),
+        )
 
 
 @final

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
-from collections.abc import Generator, Iterable, Sequence
+import inspect
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -13,11 +15,14 @@ import torch
 from redi.embedding import Embeddings
 from redi.errors import InvalidInputError
 from redi.knowledge_base import Config
+from redi.look import look
 from redi.noise import NoiseBank
-from redi.pipelines import fingerprint, network, sizes
+from redi.pipelines import check_size, fingerprint, settings_of
 from redi.plan import Plan, Route
 from redi.recorder import Recorder, listening
+from redi.schedules import PLAIN
 from redi.solvers import DiffusersSolver
+from redi.solvers.grids import spec_of
 from redi.transports import needs
 from redi.types import Record, Rows
 
@@ -52,6 +57,7 @@ class Recipe:
         height: int | None = None,
         width: int | None = None,
         negative_prompt: str = "",
+        settings: Mapping[str, Any] | None = None,
         storage: str = "float16",
         model: str | None = None,
     ) -> Recipe:
@@ -68,6 +74,7 @@ class Recipe:
             height: in pixels; None is the pipeline's default.
             width: likewise.
             negative_prompt: for every row.
+            settings: further arguments of the pipeline's call, for every row (`{"num_frames": 16}`).
             storage: dtype on disk.
             model: a name for the model.
 
@@ -79,25 +86,39 @@ class Recipe:
             raise InvalidInputError("a knowledge base needs at least one plan, given none")
         if len({p.fine for p in plans}) > 1:
             raise InvalidInputError(f"plans of one build share their fine steps, given {', '.join(map(str, plans))}")
-        solver = solver or DiffusersSolver.of(pipe.scheduler)
+        check_size(pipe, height, width)
+        if solver is None:
+            spec_of(pipe.scheduler)
         steps = plans[0].fine
+        arguments = {
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "height": height,
+            "width": width,
+            **({"negative_prompt": [negative_prompt]} if negative_prompt else {}),
+            **(settings or {}),
+        }
+        # it says what it refuses before there is a folder, and what only it knows
+        seen = look(
+            pipe, copy.deepcopy(pipe.scheduler) if solver is None else solver.scheduler(), _call(pipe, [""], arguments)
+        )
+        timetable = seen.timetable or PLAIN
+        solver = DiffusersSolver.of(pipe.scheduler, timetable) if solver is None else solver.on(timetable)
         schedule = solver.schedule(steps)
         record = Record()
         for plan in plans:
             record |= needs(Route.lay(plan, schedule), solver)
-        shape, high, wide = sizes(pipe, height, width)
-        bank = NoiseBank(seed=seed, size=noises, shape=shape, diversity=diversity)
-        with listening(pipe, Recorder(solver, steps, record)):
-            pass  # a pipeline that has no place for us says so before there is a folder
+        bank = NoiseBank(seed=seed, size=noises, shape=seen.shape, diversity=diversity)
         mark = fingerprint(
             pipe,
             solver,
             steps=steps,
             guidance=guidance,
-            sample_shape=shape,
-            height=high,
-            width=wide,
+            sample_shape=seen.shape,
+            height=seen.height,
+            width=seen.width,
             negative_prompt=negative_prompt,
+            settings=settings_of(pipe, settings or {}),
             model=model,
         )
         return cls(solver, Config(mark, record, bank.to_json(), tuple(map(str, plans)), storage))
@@ -165,22 +186,29 @@ class FineSolver:
         return made
 
     def _solve(self, items: Sequence[Item]) -> Rows:
-        mark, net = self.recipe.config.fingerprint, network(self.pipe)
+        mark = self.recipe.config.fingerprint
         prompts, ids = [p for p, _ in items], torch.tensor([n for _, n in items])
-        negative = {"negative_prompt": [mark.negative_prompt] * len(items)} if mark.negative_prompt else {}
+        arguments = {
+            "num_inference_steps": mark.steps,
+            "guidance_scale": mark.guidance,
+            "height": mark.height,
+            "width": mark.width,
+            **({"negative_prompt": [mark.negative_prompt] * len(items)} if mark.negative_prompt else {}),
+            **mark.settings,
+        }
+        self._recorder.start = self._bank.noise(ids)
         # the embeddings stand inside: what the recorder hears is what the denoiser gets
         with self._embeddings.active(self.pipe), listening(self.pipe, self._recorder), _quiet(self.pipe):
-            self.pipe(
-                prompt=prompts,
-                latents=self._bank.noise(ids).to(net.device, net.dtype),  # type: ignore
-                num_inference_steps=mark.steps,
-                guidance_scale=mark.guidance,
-                height=mark.height,
-                width=mark.width,
-                output_type="latent",
-                **negative,
-            )
+            self.pipe(**_call(self.pipe, prompts, arguments))
         return self._recorder.rows(ids, prompts)
+
+
+def _call(pipe: Any, prompts: list[str], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a fine run, those that the pipeline has: its size and guidance need not be called so."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    # what it draws is replaced; a generator of its own leaves the global one alone
+    ours = {"prompt": prompts, "output_type": "latent", "generator": torch.Generator().manual_seed(0)}
+    return ours | {name: value for name, value in arguments.items() if name in known and value is not None}
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -14,23 +14,30 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from redi.interception import Interception, Listener
+from redi.errors import PlanError
+from redi.interception import EnoughError, Interception, Listener, Start
 from redi.solvers import DiffusersSolver, SolverAdapter, snapshot
 from redi.types import Record, Rows
-
-
-class _EnoughError(Exception):
-    """Everything that was to be recorded is recorded."""
 
 
 @final
 @dataclass
 class Recorder(Listener):
-    """Listens to one fine run of a pipeline and keeps the entries of `record`."""
+    """Listens to one fine run of a pipeline and keeps the entries of `record`.
+
+    Args:
+        solver: whose run it is.
+        steps: its steps.
+        record: what to keep.
+        whole: whether the run goes to its end, or stops after the last entry that is wanted.
+        start: unit noise to start from; None leaves what the pipeline drew.
+    """
 
     solver: DiffusersSolver
     steps: int
     record: Record
+    whole: bool = False
+    start: Tensor | None = None
     samples: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     denoised: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     history: dict[int, dict[str, Tensor]] = field(default_factory=dict[int, dict[str, Tensor]])
@@ -43,16 +50,40 @@ class Recorder(Listener):
 
     def call(self, pipe: Any, proceed: Callable[..., Any], arguments: dict[str, Any], given: frozenset[str]) -> Any:
         """Begin a new recording and let the pipeline run."""
-        self.scheduler = pipe.scheduler
-        self.samples, self.denoised, self.history, self.entry, self.embeddings = {}, {}, {}, 0, None
+        self.begin(pipe.scheduler)
         try:
             return proceed(**arguments)
-        except _EnoughError:
+        except EnoughError:
             return None
 
+    def begin(self, scheduler: Any) -> None:
+        """Forget the last run; this one's steps are the scheduler's."""
+        self.scheduler = scheduler
+        self.samples, self.denoised, self.history, self.entry, self.embeddings = {}, {}, {}, 0, None
+
+    def noise(self, drawn: Tensor, start: Start) -> Tensor:
+        """Start from the noise that was given."""
+        return drawn if self.start is None else (self.start * start.scale).to(drawn)
+
     def embedded(self, embeddings: Tensor) -> None:
-        """Keep the mean over tokens."""
-        self.embeddings = embeddings.detach().float().mean(1).cpu()
+        """Keep the mean over tokens of what the pipeline encoded first, its prompts."""
+        if self.embeddings is None:
+            self.embeddings = embeddings.detach().float().mean(1).cpu()
+
+    def set_timesteps(self, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """See to it that the pipeline walks the schedule that is recorded.
+
+        Raises:
+            PlanError: it walks another.
+        """
+        proceed(*args, **kwargs)
+        walked = self.scheduler.timesteps[self.grid.timetable.begin :].cpu()
+        if not torch.equal(walked, self.grid.timesteps.cpu()):
+            raise PlanError(
+                f"the pipeline walks {len(walked)} timesteps from {float(walked[0]) if len(walked) else 0:g} to "
+                f"{float(walked[-1]) if len(walked) else 0:g}, not the {len(self.grid)} of {self.solver}; leave its "
+                "timesteps and sigmas to the pipeline, or give no solver and take the pipeline's own"
+            )
 
     def step(
         self, proceed: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any
@@ -67,9 +98,10 @@ class Recorder(Listener):
         if self.entry in self.record.history:
             leaves = snapshot(self.scheduler, self.grid, self.entry).leaves()
             self.history[self.entry] = {name: leaf.detach().cpu() for name, leaf in leaves.items()}
-        if self.entry >= self.record.last:
+        if self.entry == self.record.last:
             self.keep_sample(self.entry, out[0])
-            raise _EnoughError
+            if not self.whole:
+                raise EnoughError
         return out
 
     def keep_sample(self, entry: int, sample: Tensor) -> None:
@@ -78,8 +110,10 @@ class Recorder(Listener):
             self.samples[entry] = sample.detach().cpu()
 
     def rows(self, noise_ids: Tensor, prompts: Sequence[str]) -> Rows:
-        """What the last run left."""
-        embeddings = torch.zeros(len(prompts), 0) if self.embeddings is None else self.embeddings
+        """What the last run left, one row for each of its samples."""
+        embeddings = self.embeddings
+        if embeddings is None or len(embeddings) != len(prompts):  # some pipelines encode other things with the prompts
+            embeddings = torch.zeros(len(prompts), 0)
         return Rows(self.samples, self.denoised, self.history, noise_ids, embeddings, prompts)
 
 

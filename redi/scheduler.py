@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import torch
 
@@ -16,13 +16,14 @@ from redi.interception import Interception, active, loop_code
 from redi.knowledge_base import KnowledgeBase
 from redi.pipelines import fingerprint
 from redi.plan import Plan
+from redi.run import OnMiss
 from redi.serving import Server
 from redi.solvers import DiffusersSolver
 from redi.table import Key
 from redi.transports import Transport
 from redi.types import LeapReport
 
-_PER_CALL: Final = ("steps", "guidance", "guidance_rescale", "negative_prompt", "height", "width")
+_PER_CALL: Final = ("steps", "guidance", "guidance_rescale", "negative_prompt", "height", "width", "settings")
 _OF_THE_SOLVER: Final = ("scheduler", "scheduler_config", "sample_shape", "model")
 # what a scheduler's config says of how the model was trained, whatever the solver
 _TRAINING: Final = (
@@ -49,6 +50,7 @@ def enable(
     retrieve_at: Sequence[int] = (0,),
     history: Literal["carry", "fresh"] = "carry",
     on_mismatch: Literal["error", "plain"] = "error",
+    on_miss: OnMiss | None = None,
     seed: int = 0,
 ) -> None:
     """Serve a knowledge base inside a pipeline: from now on `pipe(prompt)` leaps.
@@ -69,6 +71,9 @@ def enable(
         retrieve_at: leaps at which they are looked up; in between the last ones serve.
         history: of the solver after a jump.
         on_mismatch: what a call with other settings than the knowledge base's gets: an error, or the plain solver.
+        on_miss: what a sample gets that the gate shuts out: `plain`, the solver without memory at the same number of
+            calls (a coarse plan's default); `full`, every fine step (a jump's default); `nearest`, the nearest row all
+            the same; or `error`.
         seed: of the starting noise for calls without a generator.
 
     Raises:
@@ -83,6 +88,8 @@ def enable(
         )
     if on_mismatch not in ("error", "plain"):
         raise InvalidInputError(f"on_mismatch must be 'error' or 'plain', given {on_mismatch!r}")
+    if on_miss not in (None, *get_args(OnMiss)):
+        raise InvalidInputError(f"on_miss must be one of {', '.join(get_args(OnMiss))}, given {on_miss!r}")
     if len(kb) == 0:
         raise InvalidInputError(f"{kb.path} holds no finished rows; run redi build first")
     mark = kb.fingerprint
@@ -107,7 +114,7 @@ def enable(
         history=history,
     )
     scheduler = solver.scheduler()
-    server = Server(engines, scheduler, loop_code(pipe), on_mismatch, seed)
+    server = Server(engines, scheduler, loop_code(pipe), on_mismatch, on_miss, seed)
     Interception(pipe, scheduler, server).install()
 
 

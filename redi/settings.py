@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Final, Literal, final
 
 from redi.engine import ReDiEngine
 from redi.errors import FingerprintMismatchError
+from redi.interception import starts_from_picture
+from redi.pipelines import changeable, settings_of
 
-_REFUSED: Final = ("timesteps", "sigmas", "denoising_end", "denoising_start", "eta")
+REFUSED: Final = ("timesteps", "sigmas", "denoising_end", "denoising_start", "eta")
+"""Arguments that make another schedule, or noise on the way."""
 
 
 @final
@@ -30,50 +34,61 @@ class Decision:
 
 def decide(
     engines: Sequence[ReDiEngine],
+    pipe: Any,
     arguments: Mapping[str, Any],
     given: frozenset[str],
-    now: Mapping[str, Any],
     on_mismatch: Literal["error", "plain"],
 ) -> Decision:
     """Choose the engine for a call.
 
     Args:
         engines: of one knowledge base and solver; of two with equal steps the first serves.
+        pipe: the pipeline that is called.
         arguments: the call's, defaults filled in.
         given: the names its caller gave.
-        now: the fields of the fingerprint that the pipeline's user may have changed, as they are.
         on_mismatch: whether other settings are an error or served by the plain solver.
 
     Raises:
         FingerprintMismatchError: the settings differ, and that is to be an error.
     """
     mark = engines[0].knowledge_base.fingerprint
+    begin = engines[0].route.fine.timetable.begin
     by_steps = {e.plan.steps: e for e in reversed(engines)}
     ours = {"guidance_scale": mark.guidance, "height": mark.height, "width": mark.width}
     absent = {name for name, value in arguments.items() if name not in given or value is None}
-    filled: dict[str, Any] = {**arguments, **{name: value for name, value in ours.items() if name in absent}}
-    if "num_inference_steps" not in given and len(by_steps) == 1:
+    filled: dict[str, Any] = {
+        **arguments,
+        **{name: value for name, value in {**ours, **mark.settings}.items() if name in absent},
+    }
+    if "num_inference_steps" not in given and len(by_steps) == 1 and not begin:
         filled["num_inference_steps"] = next(iter(by_steps))
 
     differences: dict[str, tuple[object, object]] = {
-        name: (getattr(mark, name), value) for name, value in now.items() if getattr(mark, name) != value
+        name: (getattr(mark, name), value) for name, value in changeable(pipe).items() if getattr(mark, name) != value
     }
-    steps = filled.get("num_inference_steps")
+    steps = walked(pipe, filled)
     if steps not in by_steps:
         valid = ", ".join(f"{n} ({e.plan})" for n, e in sorted(by_steps.items()))
         differences["num_inference_steps"] = (valid, steps)
     for name, mine in {**ours, "guidance_rescale": mark.guidance_rescale}.items():
         if (theirs := filled.get(name)) is not None and theirs != mine:
             differences[name] = (mine, theirs)
-    if _negative(filled.get("negative_prompt")) != {mark.negative_prompt}:
+    asked = settings_of(pipe, filled)
+    for name in {**mark.settings, **asked}:
+        mine, theirs = (said.get(name, "the pipeline's default") for said in (mark.settings, asked))
+        if mine != theirs:
+            differences[name] = (mine, theirs)
+    if negative_prompts(filled.get("negative_prompt")) != {mark.negative_prompt}:
         differences["negative_prompt"] = (mark.negative_prompt, filled["negative_prompt"])
     latents = filled.get("latents")
-    if latents is not None and tuple(latents.shape[1:]) != mark.sample_shape:
+    if latents is not None and begin:
+        differences["latents"] = ("noise on a picture", "latents")
+    elif latents is not None and tuple(latents.shape[1:]) != mark.sample_shape:
         differences["latents"] = (mark.sample_shape, tuple(latents.shape[1:]))
-    differences |= {name: (None, filled[name]) for name in _REFUSED if filled.get(name)}
+    differences |= {name: (None, filled[name]) for name in REFUSED if filled.get(name)}
 
     if not differences:
-        return Decision(by_steps[int(filled["num_inference_steps"])], filled)
+        return Decision(by_steps[steps], filled)
     if on_mismatch == "error":
         raise FingerprintMismatchError(
             differences,
@@ -83,7 +98,18 @@ def decide(
     return Decision(None, filled, (f"plain solver: {', '.join(sorted(differences))} differ from the knowledge base's",))
 
 
-def _negative(given: str | list[str] | None) -> set[str]:
+def walked(pipe: Any, arguments: Mapping[str, Any]) -> Any:
+    """How many steps a call walks: those it asks for, or of them what its `strength` leaves, as its pipeline counts."""
+    steps, strength = arguments.get("num_inference_steps"), arguments.get("strength")
+    if not starts_from_picture(pipe) or not isinstance(steps, int) or strength is None:
+        return steps
+    scheduler = SimpleNamespace(timesteps=range(steps), order=1)
+    kept, _ = type(pipe).get_timesteps(SimpleNamespace(scheduler=scheduler), steps, strength, None)
+    return len(kept)
+
+
+def negative_prompts(given: str | list[str] | None) -> set[str]:
+    """The negative prompts of a call; "" for none."""
     if given is None:
         return {""}
     return {given} if isinstance(given, str) else set(given)

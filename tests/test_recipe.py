@@ -84,9 +84,9 @@ def test_what_a_single_picture_has_no_memory_for_and_other_errors_are_raised() -
 def test_each_prompt_is_encoded_once_and_the_rows_are_the_same() -> None:
     pipe = tiny_pipeline()
     plain = [joined(FineSolver(pipe, recipe(pipe))([item])) for item in ITEMS]  # nothing repeats in a batch of one
+    solve = FineSolver(pipe, recipe(pipe))
     encoded: list[int] = []
     pipe.text_encoder.register_forward_hook(lambda _m, _i, out: encoded.append(len(out[0])))
-    solve = FineSolver(pipe, recipe(pipe))
     keys, samples, embeddings = joined(solve(ITEMS))
     assert encoded == [3, 3]  # three prompts of five rows, and as often the empty one
     more = joined(solve([("two green apples", 1), ("two green apples", 2)]))  # of the batch before

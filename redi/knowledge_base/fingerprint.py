@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, final
 
 import torch
@@ -42,6 +42,7 @@ class Fingerprint:
         width: pixels; None where pictures have no size.
         dtype: the model's dtype, e.g. `float32`.
         sample_shape: shape of one sample, without the batch.
+        settings: further arguments of the pipeline's call that are not its defaults, JSON.
 
     Raises:
         InvalidInputError: a value that cannot be written as JSON, or a number that is not finite.
@@ -61,11 +62,12 @@ class Fingerprint:
     width: int | None
     dtype: str
     sample_shape: tuple[int, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         # through JSON and back, so that what is compared is what is stored
-        plain = files.decode(files.encode(self.scheduler_config, "scheduler_config"))
-        object.__setattr__(self, "scheduler_config", plain)
+        for name in ("scheduler_config", "settings"):
+            object.__setattr__(self, name, files.decode(files.encode(getattr(self, name), name)))
         for name in ("guidance", "guidance_rescale"):
             if not math.isfinite(getattr(self, name)):
                 raise InvalidInputError(f"{name} must be finite, given {getattr(self, name)}")
@@ -75,8 +77,9 @@ class Fingerprint:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
-        return {f.name: files.encode(getattr(self, f.name), f.name) for f in fields(self)}
+        """A JSON object; without settings it is what the first version of redi wrote."""
+        said = {f.name: files.encode(getattr(self, f.name), f.name) for f in fields(self)}
+        return said if self.settings else {name: value for name, value in said.items() if name != "settings"}
 
     @classmethod
     def from_json(cls, data: Any) -> Fingerprint:
@@ -85,6 +88,8 @@ class Fingerprint:
         Raises:
             KnowledgeBaseError: fields are missing, unknown or of the wrong type; all are named.
         """
+        if isinstance(data, Mapping):
+            data = {"settings": {}, **data}
         given = take(
             data,
             {
@@ -102,12 +107,14 @@ class Fingerprint:
                 "width": NATURAL.or_none(),
                 "dtype": TEXT,
                 "sample_shape": POSITIVE.list(),
+                "settings": OBJECT,
             },
             "fingerprint",
         )
         given["adapters"] = tuple(given["adapters"])
         given["sample_shape"] = tuple(given["sample_shape"])
-        given["scheduler_config"] = files.decode(given["scheduler_config"])
+        for name in ("scheduler_config", "settings"):
+            given[name] = files.decode(given[name])
         given["guidance"] = float(given["guidance"])
         given["guidance_rescale"] = float(given["guidance_rescale"])
         return cls(**given)
