@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, final
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 
 from redi.errors import InvalidInputError
 from redi.pipelines import changeable
@@ -27,12 +27,16 @@ class KnowledgeBaseBuilder(LightningModule):
         self.pipe, self.recipe = pipe, recipe
         self.solve = FineSolver(pipe, recipe)
 
-    def setup(self, stage: str) -> None:
-        """Refuse a Trainer that would change the model's precision under the recipe."""
-        if (precision := self.trainer.precision) != "32-true":
+    def require(self, trainer: Trainer) -> None:
+        """Refuse a Trainer that would change the model's precision under the recipe.
+
+        Raises:
+            InvalidInputError: it would.
+        """
+        if trainer.precision != "32-true":
             raise InvalidInputError(
-                f"Trainer(precision={precision!r}) would make other rows than the recipe says; load the pipeline in "
-                "the dtype it shall run in, and leave the Trainer's precision alone"
+                f"Trainer(precision={trainer.precision!r}) would make other rows than the recipe says; load the "
+                "pipeline in the dtype it shall run in, and leave the Trainer's precision alone"
             )
 
     def on_predict_start(self) -> None:

@@ -62,7 +62,8 @@ class ShardWriter(BasePredictionWriter):
         """Open the folder: rank 0 first, then the others beside it.
 
         Raises:
-            InvalidInputError: more processes were launched than the Trainer knows, or it runs another module.
+            InvalidInputError: more processes were launched than the Trainer knows, or it runs another module, or in
+                another precision.
             KnowledgeBaseError: as `Writer.open` and `Writer.join`.
             RankError: another rank raised.
         """
@@ -74,6 +75,7 @@ class ShardWriter(BasePredictionWriter):
             )
         if not isinstance(pl_module, KnowledgeBaseBuilder):
             raise InvalidInputError(f"expected a KnowledgeBaseBuilder, given {type(pl_module).__name__}")
+        pl_module.require(trainer)
         config, self._began = pl_module.recipe.config, time.monotonic()
         ranks = self._ranks = Ranks(trainer.global_rank, trainer.world_size)
 
