@@ -24,8 +24,8 @@ from redi.backends.keys import Keys, Stored, gathered
 
 # columns multiplied in one go, which bounds the length of a float32 sum and so its error:
 _LONGEST: Final = 1 << 16  # for one query, whose product is fastest over whole rows
-_WIDE: Final = 4096  # for several
-_NEAR: Final = 1 << 20  # bytes of a tile that one query passes over: half the level-2 cache of a core
+_WIDE: Final = 2048  # for several
+_NEAR: Final = 1 << 19  # bytes of a tile that is converted for one query, so that it is still in the level-2 cache
 _USEFUL: Final = 2.0**-5  # a bound looser than this share of ‖y‖² tells few keys apart
 _SCORES: Final = 1 << 23  # approximate distances held at once
 _STRETCH: Final = 1 << 20  # elements converted to float64 at once
@@ -105,8 +105,9 @@ class ExactIndex(Index):
         n, d = self.keys.shape
         width = min(d, width)
         one = len(u) == 1
-        chunk_bytes = min(self.chunk_bytes, _NEAR) if one and self.keys.device.type == "cpu" else self.chunk_bytes
         in_place = self.keys.dtype == torch.float32 and not centred
+        anywhere = in_place or self.keys.device.type != "cpu"
+        chunk_bytes = self.chunk_bytes if anywhere else min(self.chunk_bytes, _NEAR if one else 2 * _NEAR)
         rows = n if one and in_place else min(n, max(1, chunk_bytes // (4 * width)))
         products = torch.zeros(n, len(u), device=u.device)
         tile = torch.empty(0 if in_place else rows * width, device=u.device)
@@ -155,7 +156,7 @@ class Exact(Retriever):
     """Search every key; the k nearest by float64 distance, without exception.
 
     Args:
-        chunk_bytes: size of the float32 tile that is worked on; for one query it is a megabyte at most.
+        chunk_bytes: size of the float32 tile that is multiplied; a megabyte at most where a CPU must convert it.
         device: where keys are held and multiplied. On "cpu" they stay where they are, memory map or not.
     """
 
