@@ -5,12 +5,21 @@ Nothing an index says is believed: ids and distances are compared with a brute-f
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy import ndarray
@@ -33,18 +42,50 @@ def brute_force(keys: ndarray, queries: ndarray, k: int) -> Neighbors:
     return Neighbors(ids, np.take_along_axis(distances, ids, 1).astype(np.float32))
 
 
+def in_fork(work: Callable[[], bool], seconds: float = 120.0) -> bool:
+    """What `work` says in a forked child.
+
+    Raises:
+        AssertionError: it said nothing in time.
+    """
+    if not hasattr(os, "fork"):
+        pytest.skip("this system does not fork")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that forking a process with threads may hang: that is it
+        child = os.fork()
+    if not child:
+        said = 2
+        try:
+            said = 0 if work() else 1
+        finally:
+            os._exit(said)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert os.waitstatus_to_exitcode(status) < 2, "the child failed"
+            return status == 0
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise AssertionError(f"the child did not answer within {seconds:.0f} s")
+
+
 class RetrieverContract:
     """Every promise of `redi.backends.Retriever` and of the `Index` it builds.
 
     Attributes:
         exact: finds what brute force finds, to the last id. Otherwise `recall_floor` is asked for.
         recall_floor: share of the true ten nearest that are found among 500 clustered keys.
-        relative_error: of squared distances, measured against ‖q‖² + ‖x‖² (their own size where `exact`).
+        relative_error: of squared distances, measured against ‖q‖² and the largest ‖x‖² (against their own size where
+            `exact`); infinite where nothing is said of them.
+        adds: `Index.add` works; otherwise it must say what to do instead.
     """
 
     exact: ClassVar[bool] = True
     recall_floor: ClassVar[float] = 0.9
     relative_error: ClassVar[float] = 1e-5
+    adds: ClassVar[bool] = False
 
     @pytest.fixture
     def retriever(self) -> Retriever:
@@ -62,8 +103,9 @@ class RetrieverContract:
         assert all(len(set(row)) == len(row) for row in ids.tolist()), "an id came twice"
         difference = keys[ids].astype(np.float64) - queries[:, None].astype(np.float64)
         true = np.square(difference).sum(axis=-1)
-        size = np.square(keys[ids].astype(np.float64)).sum(-1) + np.square(queries[:, None].astype(np.float64)).sum(-1)
-        assert (np.abs(distances - true) <= self.relative_error * (true if self.exact else size) + 1e-30).all()
+        size = np.square(queries.astype(np.float64)).sum(-1)[:, None] + np.square(keys.astype(np.float64)).sum(-1).max()
+        if np.isfinite(self.relative_error):
+            assert (np.abs(distances - true) <= self.relative_error * (true if self.exact else size) + 1e-30).all()
         assert (np.diff(distances, axis=1) >= 0).all(), "not nearest first"
         if self.exact:
             expected = brute_force(keys, queries, ids.shape[1])
@@ -91,6 +133,67 @@ class RetrieverContract:
         hits = [len(set(a) & set(b)) for a, b in zip(found.ids.tolist(), true.ids.tolist(), strict=True)]
         assert np.mean(hits) / 10 >= (1 if self.exact else self.recall_floor)
 
+    @_shared
+    @given(keys=clustered_latents(max_rows=30, max_dimension=257), data=st.data())
+    def test_a_full_rerank_is_exact(self, retriever: Retriever, keys: ndarray, data: st.DataObject) -> None:
+        """Where every row is a candidate, the answer is that of brute force to the last id."""
+        if "rerank" not in {f.name for f in dataclasses.fields(retriever)}:  # pyright: ignore[reportArgumentType]
+            pytest.skip(f"{type(retriever).__name__} has no field `rerank`")
+        recipe: Retriever = dataclasses.replace(retriever, rerank=len(keys))  # pyright: ignore
+        k = data.draw(st.integers(1, len(keys)))
+        queries = np.concatenate([keys[:2], keys[:2] + keys.std(axis=0)])
+        found, true = recipe.build(keys).search(queries, k), brute_force(keys, queries, k)
+        np.testing.assert_array_equal(found.ids, true.ids)
+        np.testing.assert_array_equal(found.distances, true.distances)
+
+    @pytest.mark.parametrize("cuts", [[], [1], [13, 13, 57], [5, 40]])
+    def test_a_stream_builds_what_an_array_builds(self, retriever: Retriever, cuts: list[int]) -> None:
+        """However it is cut."""
+        keys = 20 + np.random.default_rng(7).normal(size=(60, 24)).astype(np.float32)
+        streamed = retriever.build_from(lambda: np.split(keys, cuts), (60, 24))
+        a, b = streamed.search(keys[:9] + 0.1, 6), retriever.build(keys).search(keys[:9] + 0.1, 6)
+        np.testing.assert_array_equal(a.ids, b.ids)
+        np.testing.assert_array_equal(a.distances, b.distances)
+
+    @pytest.mark.parametrize(
+        ("chunks", "message"),
+        [
+            ([np.ones((4, 3), np.float32)], "ended after 4 of 5"),
+            ([], "ended after 0 of 5"),
+            ([np.ones((4, 3), np.float32)] * 2, "expected 5 keys"),
+            ([np.ones((4, 3), np.float32), np.ones((1, 2), np.float32)], "dimension 2"),
+            ([np.ones((4, 3), np.float32), np.full((1, 3), np.nan, np.float32)], "row 4"),
+            ([np.ones((5, 3), np.int64)], "float16, float32 or float64"),
+        ],
+    )
+    def test_streams_that_break_their_word_are_refused(
+        self, retriever: Retriever, chunks: list[ndarray], message: str
+    ) -> None:
+        """Too few rows, too many, other dimensions, and numbers that are none, named by their place in the stream."""
+        with pytest.raises(InvalidInputError, match=message):
+            retriever.build_from(lambda: chunks, (5, 3))
+
+    def test_keys_can_be_added_or_it_says_what_to_do(self, retriever: Retriever) -> None:
+        """Ids go on from n, and the index that was there is the same as before."""
+        rng = np.random.default_rng(8)
+        keys, more = (rng.normal(size=(n, 12)).astype(np.float32) for n in (45, 15))
+        index = retriever.build(keys)
+        before = index.search(keys[:5], 4)
+        if not self.adds:
+            with pytest.raises(InvalidInputError, match="build"):
+                index.add(more)
+            return
+        both = index.add(more[:6]).add(more[6:].astype(np.float64))
+        assert (index.shape, both.shape) == ((45, 12), (60, 12))
+        everything = np.concatenate([keys, more])
+        self.check(everything, more[:5], both.search(more[:5], 60))
+        assert self.exact or (both.search(more, 3).ids >= 45).any(axis=1).mean() >= self.recall_floor
+        after = index.search(keys[:5], 4)
+        np.testing.assert_array_equal(after.ids, before.ids)
+        assert index.add(more[:0]).shape == (45, 12)
+        with pytest.raises(InvalidInputError, match="dimension 3"):
+            index.add(more[:, :3])
+
     def test_all_rows_can_be_asked_for(self, retriever: Retriever) -> None:
         """With k = n every id comes back once."""
         keys = np.random.default_rng(1).normal(size=(20, 8)).astype(np.float32)
@@ -104,7 +207,7 @@ class RetrieverContract:
         keys = rng.normal(size=(6, 33)).astype(np.float32)[[0, 1, 2, 1, 3, 1, 4, 1, 5]]
         found = retriever.build(keys).search(keys[[1]], 4)
         np.testing.assert_array_equal(found.ids, [[1, 3, 5, 7]])
-        np.testing.assert_allclose(found.distances, 0, atol=self.relative_error * 100)
+        assert (np.abs(found.distances) <= self.relative_error * 100).all()
 
     def test_one_row_and_one_dimension(self, retriever: Retriever) -> None:
         """The smallest index there is."""
@@ -183,6 +286,35 @@ class RetrieverContract:
             np.testing.assert_array_equal(alone.ids[0], together.ids[i])
             np.testing.assert_array_equal(alone.distances[0], together.distances[i])
 
+    def test_threads_may_search_at_the_same_time(self, retriever: Retriever) -> None:
+        """And get what each would have got alone; no thread count of the process is another afterwards."""
+        keys = np.random.default_rng(10).normal(size=(300, 64)).astype(np.float32)
+        index, threads = retriever.build(keys), torch.get_num_threads()
+        batches = [keys[i : i + 5] + 0.1 for i in range(0, 200, 5)]
+        alone = [index.search(batch, 5) for batch in batches]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(index.search, batches, repeat(5)))
+        for a, b in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(a.ids, b.ids)
+            np.testing.assert_array_equal(a.distances, b.distances)
+        assert torch.get_num_threads() == threads
+
+    def test_a_forked_child_may_search(self, retriever: Retriever) -> None:
+        """After its parent has searched on several threads: an answer, the same one, and no waiting for ever."""
+        keys = np.random.default_rng(11).normal(size=(500, 256)).astype(np.float32)
+        index, threads = retriever.build(keys), torch.get_num_threads()
+
+        def child() -> bool:
+            found = index.search(keys[:64] + 0.1, 5)
+            return np.array_equal(found.ids, before.ids) and torch.get_num_threads() == 2
+
+        torch.set_num_threads(2)
+        try:
+            before = index.search(keys[:64] + 0.1, 5)
+            assert in_fork(child), "the child found something else, or its thread count was not put back"
+        finally:
+            torch.set_num_threads(threads)
+
     def test_saved_and_loaded_it_answers_the_same(self, retriever: Retriever, tmp_path: Path) -> None:
         """Into a new folder, over an older index, and over itself."""
         keys = 50 + np.random.default_rng(5).normal(size=(60, 40)).astype(np.float32)
@@ -198,6 +330,32 @@ class RetrieverContract:
             np.testing.assert_array_equal(after.distances, before.distances)
             index.save(path)
         assert [p.name for p in path.parent.iterdir()] == ["index"], "a temporary folder was left behind"
+
+    def test_an_index_of_other_rows_is_refused(self, retriever: Retriever, tmp_path: Path) -> None:
+        """What it was bound to when saved is compared by whoever knows what it should be."""
+        index = retriever.build(np.eye(3, dtype=np.float32))
+        index.save(tmp_path / "bound", bound_to="a1")
+        index.save(tmp_path / "free")
+        for path, bound_to in (("bound", "a1"), ("bound", None), ("free", None), ("free", "")):
+            assert retriever.load(tmp_path / path, bound_to=bound_to).shape == (3, 3)
+        for path, bound_to in (("bound", "b2"), ("bound", ""), ("free", "a1")):
+            with pytest.raises(KnowledgeBaseError, match="stale"):
+                retriever.load(tmp_path / path, bound_to=bound_to)
+
+    def test_keys_need_not_be_written_twice(self, retriever: Retriever, tmp_path: Path) -> None:
+        """An index saved without its keys needs them to be loaded, if it needs them at all."""
+        keys = np.random.default_rng(9).normal(size=(50, 20)).astype(np.float32)
+        index = retriever.build(keys)
+        before = index.search(keys[:4] + 0.1, 5)
+        index.save(tmp_path / "index", with_keys=False)
+        if index.stored_keys is not None:
+            with pytest.raises(KnowledgeBaseError, match="without its keys"):
+                retriever.load(tmp_path / "index")
+        with pytest.raises(KnowledgeBaseError, match=r"\(49, 20\)"):
+            retriever.load(tmp_path / "index", keys=keys[:49])
+        after = retriever.load(tmp_path / "index", keys=keys).search(keys[:4] + 0.1, 5)
+        np.testing.assert_array_equal(after.ids, before.ids)
+        np.testing.assert_array_equal(after.distances, before.distances)
 
     def test_a_folder_with_other_files_is_not_overwritten(self, retriever: Retriever, tmp_path: Path) -> None:
         """Neither a stranger's folder, nor one that holds more than an index."""

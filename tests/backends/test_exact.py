@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,28 +18,23 @@ from redi.backends.exact import ExactIndex, error_bound
 from redi.errors import InvalidInputError
 from redi.testing import RetrieverContract, clustered_latents
 from redi.testing.retriever import brute_force
+from tests.backends.data import tight_cluster
 
 
 class TestExact(RetrieverContract):
+    adds: ClassVar[bool] = True
+
     @pytest.fixture
     def retriever(self) -> Retriever:
         return Exact()
 
 
 class TestExactInSmallTiles(RetrieverContract):
+    adds: ClassVar[bool] = True
+
     @pytest.fixture
     def retriever(self) -> Retriever:
         return Exact(chunk_bytes=3000)
-
-
-def tight_cluster(n: int, d: int = 16_384) -> tuple[ndarray, ndarray]:
-    """Keys 0.01 apart at latents of standard deviation 14.6, and queries between them."""
-    rng = np.random.default_rng(0)
-    origin = 14.6 * rng.normal(size=d)
-    direction = rng.normal(size=(n + 8, d))
-    direction *= 0.01 / np.linalg.norm(direction, axis=1, keepdims=True)
-    rows = (origin + direction).astype(np.float32)
-    return rows[:n], rows[n:]
 
 
 @pytest.mark.parametrize("chunk_bytes", [1 << 20, 1 << 16])
