@@ -11,9 +11,12 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from time import monotonic
+from typing import Any, Final, final
 
 from redi.errors import InvalidInputError
+
+_A_MINUTE: Final = 60.0
 
 
 @final
@@ -49,20 +52,28 @@ class Console:
 
     @contextmanager
     def bar(self, what: str, unit: str) -> Generator[Callable[[int, int], None]]:
-        """A progress bar with an ETA on stderr, silent where stderr is no terminal.
+        """A progress bar with a rate and an ETA on stderr; where stderr is no terminal, a line every minute.
 
         The block calls it with (done, total); what the first call says was done before does not count for the ETA.
         """
         from tqdm import tqdm
 
         bars: list[Any] = []
+        began: list[float] = []
+        told = [monotonic()]
 
         def update(done: int, total: int) -> None:
             if not bars:
                 bars.append(
                     tqdm(total=total, initial=done, desc=what, unit=unit, disable=None, dynamic_ncols=True, leave=False)
                 )
+                began[:] = [done, monotonic()]
             bars[0].update(done - bars[0].n)
+            if bars[0].disable and monotonic() - told[0] >= _A_MINUTE:
+                told[0] = monotonic()
+                rate = (done - began[0]) / max(told[0] - began[1], 1e-9)
+                left = tqdm.format_interval((total - done) / rate) if rate > 0 else "unknown"
+                print(f"{what}: {done} of {total}, {rate:.3g} {unit}/s, {left} left", file=sys.stderr, flush=True)
 
         try:
             yield update

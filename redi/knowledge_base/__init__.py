@@ -6,6 +6,7 @@ Sharded safetensors and JSON only; the manifest is written last, and nothing is 
 from redi.knowledge_base.config import Config
 from redi.knowledge_base.derived import Derived
 from redi.knowledge_base.fingerprint import Fingerprint, weight_hash
+from redi.knowledge_base.merge import Merged, merge
 from redi.knowledge_base.reader import KnowledgeBase
 from redi.knowledge_base.verification import Problem, VerifyReport, verify
 from redi.knowledge_base.writer import Refusal, Writer
@@ -15,10 +16,12 @@ __all__ = [
     "Derived",
     "Fingerprint",
     "KnowledgeBase",
+    "Merged",
     "Problem",
     "Refusal",
     "VerifyReport",
     "Writer",
+    "merge",
     "verify",
     "weight_hash",
 ]

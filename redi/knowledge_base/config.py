@@ -6,7 +6,7 @@ What it holds so far is in the manifest.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -151,15 +151,20 @@ class Config:
         except KnowledgeBaseError as e:
             raise e if str(path) in str(e) else KnowledgeBaseError(f"{path}: {e}") from e
 
-    def require(self, given: Config, what_to_do: str) -> None:
+    def require(self, given: Config, what_to_do: str, ignoring: Sequence[str] = ()) -> None:
         """Refuse a configuration that differs from this one in anything but the versions that wrote it.
+
+        Args:
+            given: the other.
+            what_to_do: ends the message.
+            ignoring: what else may differ, as in `differing`.
 
         Raises:
             FingerprintMismatchError: they differ; the fields are listed.
         """
         ours, theirs = self.to_json(), given.to_json()
         found = differing(
-            ours.pop("fingerprint") | ours, theirs.pop("fingerprint") | theirs, ignoring=("created_with",)
+            ours.pop("fingerprint") | ours, theirs.pop("fingerprint") | theirs, ("created_with", *ignoring)
         )
         if found:
             raise FingerprintMismatchError(found, what_to_do)
