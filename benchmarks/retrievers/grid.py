@@ -19,19 +19,18 @@ def settings(rows: int, dimension: int, *, stream: bool) -> list[str]:
     few = max(4, 2 ** round(math.log2(math.sqrt(rows))))  # partitions of an inverted file
     reduced = min(128, dimension // 4)
     compressed = [
-        f"faiss:PCA{reduced},IVF{few},SQ8:nprobe={probe},rerank={rerank}"
-        for probe, rerank in ((4, 32), (16, 64), (64, 128))
-        if probe <= few
+        *(f"faiss:PCA{reduced},IVF{few},SQ8:nprobe={probe},rerank={rerank}" for probe, rerank in ((4, 32), (16, 64))),
+        f"faiss:PCA{reduced},SQ8:rerank=64",
+        f"faiss:IVF{few},RaBitQ:nprobe=16,rerank=64",
     ]
     if stream:
-        return [*compressed, f"faiss:PCA{reduced},SQ8:rerank=64"]
+        return compressed
     whole = [
         "exact",
         "faiss:Flat",
         "faiss:SQfp16:rerank=32",
-        *(f"faiss:IVF{few},SQfp16:nprobe={probe},rerank=32" for probe in (1, 4, 16) if probe <= few),
+        *(f"faiss:IVF{few},SQfp16:nprobe={probe},rerank=32" for probe in (1, 4, 16)),
         f"faiss:PCA{reduced},Flat:rerank=32",
-        f"faiss:PCA{reduced},SQ8:rerank=64",
         *compressed,
     ]
     graphs = [f"hnsw:M=16,ef_search={ef},rerank=32" for ef in (32, 128)]
