@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import threading
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from redi.knowledge_base import KnowledgeBase, verify
 from tests.cli.conftest import PROMPTS, Redi
@@ -21,12 +23,17 @@ def test_every_option_reaches_the_knowledge_base(redi: Redi, model: Path, prompt
         *("build", model, prompts, folder, "--solver", "ddim", "--plan", "at:0,1,4/6,jump:2:4/6", "--noises", "2"),
         *("--seed", "7", "--diversity", "0.25", "--guidance", "2.5", "--height", "24", "--width", "16"),
         *("--negative-prompt", "blue", "--batch-size", "3", "--storage", "float32", "--limit", "3", "--json", "-"),
+        *("--suffix", ", noto style", "--shard-rows", "4", "--preview", "5", "--dtype", "float32"),
+        *("--accelerator", "cpu", "--devices", "1", "--num-nodes", "1"),
     )
     assert done.code == 0, done.err
     said, kb = done.json, KnowledgeBase.open(folder)
     mark = kb.fingerprint
     assert (said["rows"], said["rows_new"], len(kb)) == (6, 6, 6)
-    assert sorted(set(kb.prompts)) == sorted(PROMPTS[:3])
+    assert sorted(set(kb.prompts)) == sorted(f"{p}, noto style" for p in PROMPTS[:3])
+    assert [shard.rows for shard in kb.manifest.shards] == [4, 2]
+    with Image.open(folder / "preview.png") as drawn:
+        assert len(drawn.convert("RGB").getcolors(1 << 20) or ()) > 100
     assert (mark.scheduler, mark.steps, mark.guidance) == ("DDIMScheduler", 6, 2.5)
     assert (mark.height, mark.width, mark.sample_shape) == (24, 16, (4, 12, 8))
     assert (mark.negative_prompt, mark.model) == ("blue", str(model))
@@ -50,6 +57,20 @@ def test_the_same_command_goes_on(redi: Redi, model: Path, kb: Path, prompts: Pa
     assert again.code == 0
     assert json.loads((tmp_path / "x.json").read_text())["rows_new"] == 0
     assert sorted(KnowledgeBase.open(folder).prompts) == sorted(KnowledgeBase.open(kb).prompts)
+
+
+def test_a_preview_draws_what_was_kept(redi: Redi, model: Path, prompts: Path, tmp_path: Path) -> None:
+    for plan in ("jump:1:2/6", "coarse:2/3"):
+        folder = tmp_path / plan.partition(":")[0]
+        done = redi("build", model, prompts, folder, "--plan", plan, "--solver", "ddim", "--preview", "99")
+        assert done.code == 0, done.err
+        assert f"preview: {folder / 'preview.png'}" in done.out
+        with Image.open(folder / "preview.png") as drawn:
+            assert drawn.width > drawn.height
+        assert not list(folder.glob("*.tmp"))
+    assert redi("build", model, prompts, tmp_path / "none", "--plan", "coarse:2/3").code == 0
+    assert not (tmp_path / "none" / "preview.png").exists()
+    assert redi("build", model, prompts, tmp_path / "none", "--preview", "-1").code == 2
 
 
 @pytest.mark.parametrize(
@@ -83,6 +104,8 @@ def test_prompts_from_standard_input(redi: Redi, model: Path, tmp_path: Path) ->
         (("--solver", "flow-euler"), "flow matching"),
         (("--solver", "heun", "--plan", "jump:1:99/8"), "1 ≤ key < value"),
         (("--diversity", "2"), "diversity"),
+        (("--shard-rows", "0"), "--shard-rows must be at least 1"),
+        (("--device", "cuda:99"), "--device cuda:99 cannot be used"),
     ],
 )
 def test_what_cannot_be_built(
@@ -109,13 +132,52 @@ def test_models_that_are_none(redi: Redi, prompts: Path, tmp_path: Path, monkeyp
     assert not (tmp_path / "kb").exists()
 
 
+def test_a_termination_ends_well_and_the_same_command_resumes(
+    redi: Redi, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text("\n".join(f"red apple {i}" for i in range(100_000)))
+    arguments = ["build", str(model), "p.txt", "kb", "--plan", "coarse:2/3", "--batch-size", "2", "--shard-rows", "4"]
+
+    def end() -> None:
+        while not list(Path("kb").glob("shards/*.prompts.json")):
+            time.sleep(0.01)
+        signal.raise_signal(signal.SIGTERM)
+
+    hand = threading.Thread(target=end)
+    hand.start()
+    done = redi(*arguments, "--json", "out.json")
+    hand.join()
+    assert done.code == 0, done.err
+    assert "stopped by SIGTERM" in done.err
+    said, kb = json.loads(Path("out.json").read_text()), KnowledgeBase.open("kb")
+    assert (said["stopped"], said["rows"], said["rows_asked"]) == ("SIGTERM", len(kb), 100_000)
+    assert 0 < len(kb) < 100_000
+    assert verify("kb").ok
+    assert redi(*arguments, "--limit", str(len(kb) + 3), "--json", "out.json").code == 0
+    assert json.loads(Path("out.json").read_text())["rows_new"] == 3
+
+
+def test_where_there_is_no_terminal_progress_is_a_line_a_minute(
+    redi: Redi, model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minutes = (i * 25.0 for i in range(10_000))  # every look at the clock is 25 seconds later
+    monkeypatch.setattr("redi.cli.console.monotonic", lambda: next(minutes))
+    done = redi("build", model, prompts, tmp_path / "kb", "--plan", "coarse:2/3", "--batch-size", "1")
+    assert done.code == 0
+    lines = done.err.splitlines()
+    assert 1 < len(lines) < 7
+    assert all(re.fullmatch(r"building .*kb: \d of 7, [\d.e-]+ row/s, [\d:]+ left", line) for line in lines), lines
+
+
 def test_interrupted_in_the_middle_and_taken_up_again(
     redi: Redi, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     texts = [f"red apple {i}" for i in range(100_000)]
     Path("p.txt").write_text("\n".join(texts))
-    arguments = ["build", str(model), "p.txt", "kb", "--plan", "coarse:2/3", "--batch-size", "2", "--json", "out.json"]
+    arguments = ["build", str(model), "p.txt", "kb", "--plan", "coarse:2/3", "--batch-size", "2", "--shard-rows", "16"]
+    arguments += ["--json", "out.json"]
 
     def press() -> None:
         while not list(Path("kb").glob("shards/*.safetensors")):
@@ -127,7 +189,7 @@ def test_interrupted_in_the_middle_and_taken_up_again(
     done = redi(*arguments)
     hand.join()
     assert done.code == 130
-    assert done.err.strip() == "redi build: interrupted; finished rows are kept, the same command resumes"
+    assert done.err.splitlines()[-1] == "redi build: interrupted; finished rows are kept, the same command resumes"
     assert not Path("out.json").exists()
     assert verify("kb").ok
     rows = len(KnowledgeBase.open("kb"))
