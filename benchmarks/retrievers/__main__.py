@@ -123,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "k": given.neighbors,
                 "batches": [1, 8, 64],
                 "seconds": given.seconds,
+                "index": shared_index(data, n, setting, todo, cache),
             }
             status, result, answers = apart("measure", job, data, given)
             row |= {"status": status, **result}
@@ -132,6 +133,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_json(given.json, document)
     finish(document, given.json)
     return 0
+
+
+def shared_index(data: Data, n: int, setting: str, todo: Sequence[tuple[Data, int, str]], cache: Path) -> str | None:
+    """Where the index of this setting is kept, if others search the same one in another way."""
+    build = grid.build_of(setting)
+    if sum((d, m, grid.build_of(s)) == (data, n, build) for d, m, s in todo) < 2:
+        return None
+    return str((cache / f"index-{data.file.stem}-{n}-{build.replace(':', '-')}").absolute())
 
 
 def settings(given: argparse.Namespace, data: Data, n: int) -> Sequence[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Final
 
 QUICK: Final = ("exact", "faiss:IVF8,SQfp16:nprobe=2,rerank=32", "hnsw:rerank=32", "scann:rerank=32")
@@ -37,3 +38,8 @@ def settings(rows: int, dimension: int, *, stream: bool) -> list[str]:
     trees = ["scann:rerank=32", "scann:rerank=128"]
     # a graph over whole keys of this size is hours of building, and float32 copies of them
     return [*whole, *graphs, *trees] if rows * dimension <= 10_000 * 16_384 else whole
+
+
+def build_of(setting: str) -> str:
+    """The setting without what only searching depends on: settings of which this is equal share an index."""
+    return re.sub(r"(?<=[:,])(nprobe|ef_search|leaves_to_search|rerank)=\d+,?", "", setting).rstrip(":,")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,6 @@ def main(job: dict[str, Any]) -> None:
     import torch
 
     from benchmarks.retrievers.keys import Data
-    from redi.backends.folder import STORED
     from redi.cli import names
 
     torch.set_num_threads(job["threads"])
@@ -31,25 +29,31 @@ def main(job: dict[str, Any]) -> None:
     k = min(job["k"], job["rows"])
     retriever = names.retriever(job["retriever"])
     torch.ones(64, 64) @ torch.ones(64, 64)  # so that the libraries' own memory is not the index's
-    before = memory()
-    start = time.perf_counter()
-    if keys.array is None:
-        assert keys.world is not None
-        index = retriever.build_from(keys.world.chunks, keys.world.shape, keys=keys.world)
+    source: Any = keys.world if keys.array is None else keys.array
+    place = Path(job["index"] or Path(job["out"], "index"))
+    said = place.with_suffix(".json")
+    if said.exists():  # built for another way of searching it
+        index = retriever.load(place, keys=source)
     else:
-        index = retriever.build(keys.array)
-    seconds = time.perf_counter() - start
-    built = memory()
-    result: dict[str, Any] = {
-        "build_seconds": seconds,
-        "build_peak_rss_bytes": built["VmHWM"],
-        "resident_bytes": built["RssAnon"] - before["RssAnon"],
-        "keys_bytes": job["rows"] * data.dimension * 2 if index.stored_keys is not None else 0,
-    }
-    with tempfile.TemporaryDirectory(dir=job["out"]) as folder:
-        index.save(Path(folder) / "index", with_keys=False)
-        files = [f for f in (Path(folder) / "index").iterdir() if f.name != STORED]
-        result["index_bytes"] = sum(f.stat().st_size for f in files)
+        before = memory()
+        start = time.perf_counter()
+        index = (
+            retriever.build(source)
+            if keys.world is None
+            else retriever.build_from(source.chunks, source.shape, keys=source)
+        )
+        seconds = time.perf_counter() - start
+        built = memory()
+        index.save(place, with_keys=False)
+        figures = {
+            "build_seconds": seconds,
+            "build_peak_rss_bytes": built["VmHWM"],
+            "resident_bytes": built["RssAnon"] - before["RssAnon"],
+            "index_bytes": sum(f.stat().st_size for f in place.iterdir()),
+        }
+        said.write_text(json.dumps(figures))
+    result: dict[str, Any] = json.loads(said.read_text())
+    result["keys_bytes"] = job["rows"] * data.dimension * 2 if index.stored_keys is not None else 0
     answers: dict[str, np.ndarray] = {}
     for batch in job["batches"]:
         parts = [queries[i : i + batch] for i in range(0, len(queries), batch) if i + batch <= len(queries)]

@@ -16,6 +16,7 @@ import pytest
 
 from benchmarks.retrievers.__main__ import apart
 from benchmarks.retrievers.fit import fit
+from benchmarks.retrievers.grid import build_of
 from benchmarks.retrievers.keys import Data
 from benchmarks.retrievers.truth import nearest, score
 from benchmarks.retrievers.world import HELD_OUT, World
@@ -99,7 +100,7 @@ def data(tmp_path: Path) -> Data:
     return Data("small", False, tmp_path / "k.npy", tmp_path / "q.npy", 30, 8)
 
 
-JOB = {"rows": 30, "k": 3, "batches": [1], "seconds": 0.01}
+JOB = {"rows": 30, "k": 3, "batches": [1], "seconds": 0.01, "index": None}
 
 
 def test_a_crash_is_a_status(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +115,30 @@ def test_a_crash_is_a_status(data: Data, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_an_error_is_a_status(data: Data) -> None:
     assert "there is no retriever 'exakt'" in apart("measure", JOB | {"retriever": "exakt"}, data, given())[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "build"),
+    [
+        ("exact", "exact"),
+        ("hnsw:rerank=32", "hnsw"),
+        ("hnsw:M=16,ef_search=32,rerank=32", "hnsw:M=16"),
+        ("faiss:IVF8,SQfp16:nprobe=2,rerank=32", "faiss:IVF8,SQfp16"),
+        ("scann:leaves=8,rerank=3,reorder=4", "scann:leaves=8,reorder=4"),
+    ],
+)
+def test_one_index_serves_every_way_of_searching_it(setting: str, build: str) -> None:
+    assert build_of(setting) == build
+
+
+def test_a_shared_index_answers_like_its_own(data: Data, tmp_path: Path) -> None:
+    pytest.importorskip("hnswlib")
+    job = JOB | {"index": str(tmp_path / "index-hnsw")}
+    first = apart("measure", job | {"retriever": "hnsw:rerank=8"}, data, given())
+    again = apart("measure", job | {"retriever": "hnsw:ef_search=30,rerank=30"}, data, given())
+    assert first[0] == again[0] == "ok"
+    assert first[1]["build_seconds"] == again[1]["build_seconds"]
+    np.testing.assert_array_equal(first[2]["1"], again[2]["1"])
 
 
 @pytest.fixture(scope="module")
