@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from redi import zoo
-    from redi.backends import Exact, Index, Retriever
+    from redi.backends import Exact, Faiss, Hnsw, Index, Retriever, Scann
     from redi.builder import build
     from redi.combiners import NNLS, Affine, Combiner, LeastSquares, Nearest
     from redi.engine import ReDiEngine
@@ -33,7 +33,9 @@ _HOME = {
     "Defect": "transports",
     "DiffusersSolver": "solvers",
     "Exact": "backends",
+    "Faiss": "backends",
     "Gate": "gate",
+    "Hnsw": "backends",
     "Index": "backends",
     "KnowledgeBase": "knowledge_base",
     "LeapReport": "types",
@@ -47,6 +49,7 @@ _HOME = {
     "ReDiError": "errors",
     "Residual": "transports",
     "Retriever": "backends",
+    "Scann": "backends",
     "SolverAdapter": "solvers",
     "Transport": "transports",
     "Value": "transports",
@@ -67,7 +70,9 @@ __all__ = [
     "Defect",
     "DiffusersSolver",
     "Exact",
+    "Faiss",
     "Gate",
+    "Hnsw",
     "Index",
     "KnowledgeBase",
     "LeapReport",
@@ -80,6 +85,7 @@ __all__ = [
     "ReDiError",
     "Residual",
     "Retriever",
+    "Scann",
     "SolverAdapter",
     "Transport",
     "Value",

@@ -83,10 +83,10 @@ class FaissIndex(Index):
 class Faiss(Retriever):
     """Whatever a faiss index factory can make, by squared L2.
 
-    Distances are faiss's own, of the codes it keeps, unless re-ranked; `Flat` keeps the keys themselves and is right to
-    within float32, whatever the batch: it is never let near the formula that loses tight clusters. An inverted file
-    (`IVF1024`) gets fewer lists than it asks for where it would have fewer than 39 keys for each. A search that finds
-    fewer keys than asked for looks into more lists, or more of the graph, until it has them.
+    Distances are faiss's own, of the codes it keeps, unless re-ranked. `Flat` on a CPU keeps the keys themselves and is
+    right to within float32 whatever the batch: it is never let near the formula that loses tight clusters. An inverted
+    file (`IVF1024`) gets fewer lists than it asks for where it would have fewer than 39 keys for each. A search that
+    finds fewer keys than asked for looks into more lists, or more of the graph, until it has them.
 
     Args:
         factory: as `faiss.index_factory` takes it: Flat, SQfp16, IVF256,SQ8, HNSW32, OPQ64,IVF256,PQ64x4fs, RaBitQ, …
@@ -122,22 +122,24 @@ class Faiss(Retriever):
         try:
             index = faiss.index_factory(d, _fewer_lists(self.factory, n), faiss.METRIC_L2)
             frame = Frame(np.zeros(d, np.float32), 1.0)
-            if not isinstance(index, faiss.IndexFlat):  # which compares keys as they are
+            if not (isinstance(index, faiss.IndexFlat) and self.device == "cpu"):  # which subtracts keys as they are
                 parts = list(_parts(index))
                 least = max(map(_centroids, parts))
                 rows = max(_LEAST_SAMPLE, _LEARN_FROM * least)
                 sample = keys.sample(max(least, min(rows, self.training_bytes // (4 * d))))
                 frame = Frame.of(sample)
+                seen = frame.into(sample)
                 if not index.is_trained:
                     with _training(parts):  # fewer rows than centroids are learnt from again and again
-                        index.train(np.resize(frame.into(sample), (max(least, len(sample)), d)))
+                        index.train(seen if len(seen) >= least else np.resize(seen, (least, d)))
+                del sample, seen
             for chunk in keys.chunks():
                 index.add(frame.into(chunk))
+            return self._ready(index, frame)
         except RuntimeError as e:
             raise InvalidInputError(
                 f"faiss cannot build {self.factory!r} over {n} keys of dimension {d}; it says: {_reason(e)}"
             ) from e
-        return self._ready(index, frame)
 
     def _load(self, folder: Path, keys: Stored | None) -> FaissIndex:
         faiss = _faiss()
@@ -151,11 +153,9 @@ class Faiss(Retriever):
                 part.nprobe = self.nprobe
             if isinstance(part, faiss.IndexHNSW):
                 part.hnsw.efSearch = self.ef_search
-        return (
-            FaissIndex(_to_gpu(index), frame, Lock())
-            if self.device == "cuda"
-            else FaissIndex(index, frame, nullcontext())
-        )
+        if self.device == "cuda":
+            return FaissIndex(_to_gpu(index), frame, Lock())
+        return FaissIndex(index, frame, nullcontext())
 
 
 def _faiss() -> Any:

@@ -35,7 +35,7 @@ class TestSparseGraphReranked(RetrieverContract):
 
     @pytest.fixture
     def retriever(self) -> Retriever:
-        return Hnsw(M=4, ef_construction=20, ef_search=40, rerank=40)
+        return Hnsw(M=4, ef_construction=20, ef_search=200, rerank=40)
 
 
 def test_tight_clusters_are_told_apart() -> None:

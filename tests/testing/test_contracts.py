@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,9 +17,10 @@ from numpy import ndarray
 from torch import Tensor
 
 import redi.testing
-from redi.backends import Exact
+from redi.backends import Exact, Index, Keys, Retriever, Stored
 from redi.combiners import Affine, Combiner, LeastSquares
 from redi.testing import CombinerContract, RetrieverContract, clustered_latents, neighbourhoods
+from redi.testing.retriever import brute_force, in_fork
 from redi.types import Neighbors
 
 KEYS = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
@@ -43,6 +47,74 @@ def test_wrong_neighbours_are_caught(wrong: Neighbors) -> None:
     RetrieverContract().check(KEYS, KEYS[3:5], TRUE)
     with pytest.raises(AssertionError):
         RetrieverContract().check(KEYS, KEYS[3:5], wrong)
+
+
+@dataclass(eq=False)
+class BrokenIndex(Index):
+    """Searches rightly, and goes wrong elsewhere in the way asked for."""
+
+    keys: ndarray
+    how: str
+    last: ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        n, d = self.keys.shape
+        return n, d
+
+    def _search(self, queries: ndarray, k: int) -> tuple[ndarray, ndarray]:
+        if self.how == "threads":
+            self.last = queries
+            time.sleep(0.001)
+            queries = self.last
+        found = brute_force(self.keys, queries, k)
+        return found.ids, found.distances
+
+    def _add(self, keys: Keys) -> Index:
+        if self.how == "add changes it":
+            self.keys = np.concatenate([keys.array(), self.keys])
+            return self
+        return BrokenIndex(np.concatenate([self.keys, keys.array()[::-1]]), self.how)
+
+    def _save(self, folder: Path) -> None:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class BrokenRetriever(Retriever):
+    how: str
+    index_type: ClassVar[type[Index]] = BrokenIndex
+
+    def _build(self, keys: Keys) -> Index:
+        chunks = list(keys.chunks())
+        return BrokenIndex(np.concatenate(chunks[::-1] if self.how == "order" else chunks), self.how)
+
+    def _load(self, folder: Path, keys: Stored | None) -> Index:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("how", "test", "arguments"),
+    [
+        ("order", "test_a_stream_builds_what_an_array_builds", ([1],)),
+        ("add changes it", "test_keys_can_be_added_or_it_says_what_to_do", ()),
+        ("add reverses", "test_keys_can_be_added_or_it_says_what_to_do", ()),
+        ("threads", "test_threads_may_search_at_the_same_time", ()),
+    ],
+)
+def test_broken_retrievers_are_caught(how: str, test: str, arguments: tuple[object, ...]) -> None:
+    contract = type("Adding", (RetrieverContract,), {"adds": True})()
+    with pytest.raises(AssertionError):
+        getattr(contract, test)(BrokenRetriever(how), *arguments)
+
+
+def test_a_child_that_hangs_or_fails_is_caught() -> None:
+    assert in_fork(lambda: True)
+    assert not in_fork(lambda: False)
+    with pytest.raises(AssertionError, match="did not answer"):
+        in_fork(lambda: time.sleep(60) is None, seconds=0.2)
+    with pytest.raises(AssertionError, match="failed"):
+        in_fork(lambda: 1 / 0 > 0)
 
 
 class Broken(Combiner):
