@@ -1,0 +1,327 @@
+"""What building costs: against a naive loop, with more ranks, in memory and bytes; and what opening and fetching cost.
+
+    python benchmarks/build.py --out bench          # --quick for a look
+
+Every measurement is a process of its own; what is compared takes turns. Leaves build.json and prints the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PLAN, STEPS, GUIDANCE, BATCH = "jump:10:30/50", 50, 3.0, 16
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured figure, and what it shall reach."""
+
+    name: str
+    value: float
+    wanted: str  # ">= 1.6", or "" where nothing is asked for
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether it is what was wanted."""
+        if not self.wanted:
+            return None
+        sign, bound = self.wanted.split()
+        return self.value >= float(bound) if sign == ">=" else self.value <= float(bound)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("bench"))
+    parser.add_argument("--rows", type=int, default=192, help="of every build")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of everything that is compared")
+    parser.add_argument("--opened", type=int, default=100_000, help="rows of the knowledge base that is opened")
+    parser.add_argument("--fetched", type=int, default=4_000, help="rows of 3 × 32 KiB to fetch 8 from")
+    parser.add_argument("--quick", action="store_true", help="a look: figures of this size say little")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    if given.part:
+        answer = PARTS[given.part](given.folder, given.rows)
+        if answer is not None:
+            print(json.dumps(answer))
+        return 0
+    if given.quick:
+        given.rows, given.repeats, given.opened, given.fetched = 32, 1, 5_000, 300
+    with tempfile.TemporaryDirectory(prefix="redi-build-") as folder:
+        measured = measure(given, Path(folder))
+    figures = judge(measured)
+    document = {
+        "command": " ".join(["python", *sys.argv]) if argv is None else list(argv),
+        "quick": given.quick,
+        "model": "emoji",
+        "plan": PLAN,
+        "batch": BATCH,
+        "rows": given.rows,
+        "cores": os.cpu_count(),
+        "machine": platform.processor() or platform.machine(),
+        "figures": [{**vars(f), "reached": f.reached} for f in figures],
+        "measured": measured,
+    }
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "build.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    for f in figures:
+        print(f"{f.name:58} {f.value:10.4g}   {f.wanted and f'wanted {f.wanted}'}")
+    return 0
+
+
+def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Every part, `repeats` times in turn."""
+    found: dict[str, list[Any]] = {}
+    for turn in range(given.repeats):
+        for name in ("naive", "naive_pictures", "redi"):
+            found.setdefault(name, []).append(run(name, folder / f"{name}{turn}", given.rows, threads=0))
+        for name in ("one_rank", "two_ranks"):
+            found.setdefault(name, []).append(run(name, folder / f"{name}{turn}", given.rows, threads=1))
+    found["redi_twice_the_rows"] = [run("redi", folder / "twice", 2 * given.rows, threads=0)]
+    found["naive_twice_the_rows"] = [run("naive", folder / "naive_twice", 2 * given.rows, threads=0)]
+    run("write_many", folder / "many", given.opened, threads=0)
+    run("write_large", folder / "large", given.fetched, threads=0)
+    for _ in range(max(3, given.repeats)):
+        found.setdefault("open", []).append(run("open", folder / "many", given.opened, threads=0))
+        found.setdefault("fetch", []).append(run("fetch", folder / "large", given.fetched, threads=0))
+    return found
+
+
+def judge(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Figure]:
+    """The ratios, each the median over turns."""
+
+    def ratio(of: str, to: str, what: str) -> float:
+        return statistics.median(a[what] / b[what] for a, b in zip(measured[of], measured[to], strict=True))
+
+    def median(of: str, what: str) -> float:
+        return statistics.median(m[what] for m in measured[of])
+
+    growth = {
+        name: measured[f"{name}_twice_the_rows"][0]["peak_mb"] - median(name, "peak_mb") for name in ("naive", "redi")
+    }
+    return [
+        Figure("rows/s, redi to the naive loop that ends with latents", ratio("redi", "naive", "rows_per_s"), ">= 1.6"),
+        Figure(
+            "rows/s, redi to the naive loop that ends with pictures", ratio("redi", "naive_pictures", "rows_per_s"), ""
+        ),
+        Figure("bytes per row, redi to the naive loop", ratio("redi", "naive", "bytes_per_row"), "<= 0.1"),
+        Figure("rows/s, two ranks of a thread to one", ratio("two_ranks", "one_rank", "rows_per_s"), ">= 1.85"),
+        Figure("MB more at the peak for twice the rows, redi", growth["redi"], "<= 10"),
+        Figure("MB more at the peak for twice the rows, naive loop", growth["naive"], ""),
+        Figure("ms to open", median("open", "ms"), "<= 100"),
+        Figure("MB resident after opening", median("open", "mb"), "<= 50"),
+        Figure("ms to fetch 8 rows of 3 × 32 KiB, warm", median("fetch", "ms"), "<= 0.5"),
+    ]
+
+
+def run(part: str, folder: Path, rows: int, threads: int) -> Any:
+    """One part in a process of its own, or two."""
+    env = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    command = [sys.executable, str(Path(__file__).resolve())]
+    if part == "two_ranks":
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", command[-1]]
+    told = ["--part", part, "--folder", str(folder), "--rows", str(rows)]
+    done = subprocess.run([*command, *told], env=env, stdout=subprocess.PIPE, text=True, check=True)
+    said = done.stdout.strip().splitlines()
+    print(f"{part}: {said[-1] if said else 'done'}", file=sys.stderr, flush=True)
+    return json.loads(said[-1]) if said else None
+
+
+def pipeline(rows: int) -> tuple[Any, Any, list[str]]:
+    """The bundled model, the fine solver, and prompts."""
+    from redi import zoo
+    from redi.cli import models, names
+
+    models.hush()
+    pipe = zoo.load("emoji")
+    return pipe, names.solver("dpmsolver++", pipe.scheduler), zoo.prompts("emoji", "train")[:rows]
+
+
+def naive(folder: Path, rows: int, output: str = "latent") -> dict[str, float]:
+    """Call the pipeline for each batch, keep all latents, pickle them."""
+    import torch
+
+    pipe, solver, prompts = pipeline(rows)
+    pipe.scheduler = solver.scheduler()
+    noise = torch.randn(1, pipe.unet.config.in_channels, *(pipe.unet.config.sample_size,) * 2)
+    folder.mkdir(parents=True)
+    began, kept = time.perf_counter(), []
+    for at in range(0, rows, BATCH):
+        batch, latents = prompts[at : at + BATCH], []
+
+        def keep(_pipe: Any, _i: int, _t: Any, tensors: dict[str, Any], latents: list[Any] = latents) -> dict[str, Any]:
+            latents.append(tensors["latents"].clone())
+            return {}
+
+        start = noise.expand(len(batch), -1, -1, -1).clone()
+        pipe(
+            batch,
+            latents=start,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            output_type=output,
+            callback_on_step_end=keep,
+        )
+        kept.append((batch, torch.stack([start, *latents], 1)))
+    with open(folder / "latents.pkl", "wb") as file:
+        pickle.dump(kept, file)
+    return costs(rows, time.perf_counter() - began, folder)
+
+
+def naive_pictures(folder: Path, rows: int) -> dict[str, float]:
+    """The same, with the pictures that a pipeline makes unless it is told not to."""
+    return naive(folder, rows, "pil")
+
+
+def redi(folder: Path, rows: int) -> dict[str, float]:
+    """`redi.build`, from its first batch to its last file."""
+    from redi import Plan, build
+
+    pipe, solver, prompts = pipeline(rows)
+    began: list[float] = []
+    build(
+        pipe,
+        prompts,
+        folder,
+        plans=[Plan.parse(PLAN)],
+        solver=solver,
+        guidance=GUIDANCE,
+        batch_size=BATCH,
+        progress=lambda now: began.append(time.perf_counter()),
+    )
+    return costs(rows, time.perf_counter() - began[0], folder)
+
+
+def two_ranks(folder: Path, rows: int) -> dict[str, float] | None:
+    """The same by the ranks that torchrun started."""
+    import torch
+
+    from redi import Plan, lightning
+    from redi.launch import is_first, launched
+    from redi.recipe import Recipe
+
+    torch.set_num_threads(1)
+    pipe, solver, prompts = pipeline(rows)
+    lightning.hush()
+    began: list[float] = []
+    lightning.build(
+        pipe,
+        Recipe.of(pipe, plans=[Plan.parse(PLAN)], solver=solver, guidance=GUIDANCE),
+        lightning.PromptData(prompts, BATCH),
+        folder,
+        devices=launched(),
+        accelerator="cpu",
+        progress=lambda now: began.append(time.perf_counter()),
+    )
+    return costs(rows, time.perf_counter() - began[0], folder) if is_first() else None
+
+
+def costs(rows: int, seconds: float, folder: Path) -> dict[str, float]:
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"rows_per_s": rows / seconds, "bytes_per_row": size / rows, "peak_mb": peak}
+
+
+def synthetic(folder: Path, rows: int, shape: tuple[int, ...]) -> None:
+    """A knowledge base of random rows of three samples each."""
+    import torch
+
+    from redi.knowledge_base import Config, Fingerprint, Writer
+    from redi.types import Record, Rows
+
+    mark = Fingerprint(
+        model="synthetic",
+        weights="",
+        adapters=(),
+        pipeline="",
+        scheduler="DDIMScheduler",
+        scheduler_config={},
+        steps=STEPS,
+        guidance=GUIDANCE,
+        guidance_rescale=0.0,
+        negative_prompt="",
+        height=None,
+        width=None,
+        dtype="float32",
+        sample_shape=shape,
+    )
+    noise = {"seed": 0, "size": 1, "shape": list(shape), "diversity": 0.0}
+    config = Config(mark, Record(frozenset({0, 10, 30})), noise, (PLAN,))
+    generator = torch.Generator().manual_seed(0)
+    with Writer.open(folder, config) as writer:
+        for at in range(0, rows, 256):
+            count = min(256, rows - at)
+            samples = {e: torch.randn(count, *shape, generator=generator) for e in (0, 10, 30)}
+            prompts = [f"a caption of about fifty letters, number {i}" for i in range(at, at + count)]
+            ids = torch.zeros(count, dtype=torch.int64)
+            writer.append(Rows(samples, {}, {}, ids, torch.zeros(count, 8), prompts))
+
+
+def write_many(folder: Path, rows: int) -> None:
+    synthetic(folder, rows, (4, 2, 2))
+
+
+def write_large(folder: Path, rows: int) -> None:
+    synthetic(folder, rows, (4, 64, 64))
+
+
+def open_(folder: Path, rows: int) -> dict[str, float]:
+    from redi.knowledge_base import KnowledgeBase
+
+    before, began = resident(), time.perf_counter()
+    kb = KnowledgeBase.open(folder)
+    seconds = time.perf_counter() - began
+    assert len(kb) == rows
+    return {"ms": 1e3 * seconds, "mb": resident() - before}
+
+
+def fetch(folder: Path, rows: int) -> dict[str, float]:
+    import torch
+
+    from redi.knowledge_base import KnowledgeBase
+
+    kb, generator = KnowledgeBase.open(folder), torch.Generator().manual_seed(0)
+    kb.gather(torch.arange(rows))  # warm
+    took: list[float] = []
+    for _ in range(300):
+        ids = torch.randint(rows, (8,), generator=generator)
+        began = time.perf_counter()
+        kb.gather(ids)
+        took.append(time.perf_counter() - began)
+    return {"ms": 1e3 * statistics.median(took), "ms_p90": 1e3 * sorted(took)[270]}
+
+
+def resident() -> float:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
+PARTS: dict[str, Any] = {
+    "naive": naive,
+    "naive_pictures": naive_pictures,
+    "redi": redi,
+    "one_rank": redi,
+    "two_ranks": two_ranks,
+    "write_many": write_many,
+    "write_large": write_large,
+    "open": open_,
+    "fetch": fetch,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
