@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
@@ -136,20 +136,21 @@ class KnowledgeBase:
         self._require_rows()
         derived.check_ids(ids, len(self))
         order = ids.cpu().numpy()
-        shards = np.searchsorted(self._ends, order, side="right")
         out = {
             name: torch.empty((len(order), *shape), dtype=layout.dtype(name, self.config))
             for name, shape in self.manifest.layout.items()
         }
         prompts = [""] * len(order)
-        for i in cast("list[int]", np.unique(shards).tolist()):
-            where = np.flatnonzero(shards == i)
-            local = torch.from_numpy(order[where] - (self._ends[i] - self._shards[i].rows))
-            file = self._tensors(i)
-            for name in out:
-                out[name][torch.from_numpy(where)] = file.gather(name, local)
-            for position, row in zip(where.tolist(), local.tolist(), strict=True):
-                prompts[position] = self._prompts(i)[row]
+        wanted: dict[int, list[int]] = {}
+        for position, shard in enumerate(np.searchsorted(self._ends, order, side="right").tolist()):
+            wanted.setdefault(shard, []).append(position)
+        for i, positions in wanted.items():
+            first, file, texts = self._ends[i] - self._shards[i].rows, self._tensors(i), self._prompts(i)
+            local: list[int] = (order[positions] - first).tolist()
+            for name, target in out.items():
+                file.copy(name, local, target, positions)
+            for position, row in zip(positions, local, strict=True):
+                prompts[position] = texts[row]
         return layout.assemble(out, prompts, self.record)
 
     def derive(

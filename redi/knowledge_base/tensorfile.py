@@ -9,7 +9,7 @@ import math
 import mmap
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, cast, final
@@ -77,17 +77,30 @@ class TensorFile:
 
     def gather(self, name: str, ids: Tensor) -> Tensor:
         """Rows `ids` (any shape, within range) of one tensor, copied."""
-        table = self.tensors[name]
         if ids.numel() <= _ADVISED:
-            self._will_need(self.entries[name], ids)
-        return table[ids]
+            self._will_need(self.entries[name], ids.unique().tolist())
+        return self.tensors[name][ids]
 
-    def _will_need(self, entry: Entry, ids: Tensor) -> None:
+    def copy(self, name: str, ids: Sequence[int], out: Tensor, at: Sequence[int]) -> None:
+        """Copy rows `ids` of one tensor to the rows `at` of `out`, which is contiguous and of the same dtype.
+
+        A few rows of many small files are a matter of microseconds, of which tensors would take most.
+        """
+        entry = self.entries[name]
+        if len(ids) > _ADVISED:
+            out[torch.tensor(at)] = self.tensors[name][torch.tensor(ids)]
+        elif entry.start != entry.stop:
+            self._will_need(entry, ids)
+            row, source, target = (entry.stop - entry.start) // entry.shape[0], memoryview(self._map), raw(out)
+            for i, j in zip(ids, at, strict=True):
+                target[j * row : (j + 1) * row] = source[entry.start + i * row : entry.start + (i + 1) * row]
+
+    def _will_need(self, entry: Entry, ids: Sequence[int]) -> None:
         """Have the kernel fetch all rows at once: cold rows otherwise come one fault after another."""
         if not hasattr(mmap, "MADV_WILLNEED") or not entry.shape or entry.start == entry.stop:
             return
         row = (entry.stop - entry.start) // entry.shape[0]
-        for i in cast("list[int]", ids.unique().tolist()):
+        for i in ids:
             start = entry.start + i * row
             first = start - start % mmap.PAGESIZE
             self._map.madvise(mmap.MADV_WILLNEED, first, start + row - first)

@@ -17,7 +17,7 @@ from redi.errors import InvalidInputError, KnowledgeBaseError
 from redi.knowledge_base import KnowledgeBase, Writer, files
 from redi.noise import NoiseBank
 from redi.types import Record
-from tests.knowledge_base.samples import config, make, records, rows, same, shapes, storages
+from tests.knowledge_base.samples import config, leaves, make, records, rows, same, shapes, storages
 
 
 @given(
@@ -179,3 +179,13 @@ def test_the_card_states_the_facts(tmp_path: Path) -> None:
     assert "20 trajectories" in text
     assert "evil\\|name # heading &lt;b>" in text
     assert "coarse:8/40" in text
+
+
+@pytest.mark.parametrize("count", [8, 5_000])
+def test_rows_are_gathered_in_any_order_and_number(tmp_path: Path, count: int) -> None:
+    kb = make(tmp_path)
+    ids = torch.randint(20, (count,), generator=torch.Generator().manual_seed(count))
+    gathered, one_by_one = kb.gather(ids), [kb.gather(torch.tensor([i])) for i in range(20)]
+    for name, tensor in leaves(gathered).items():
+        assert torch.equal(tensor, torch.cat([leaves(one_by_one[i])[name] for i in ids.tolist()])), name
+    assert list(gathered.prompts) == [one_by_one[i].prompts[0] for i in ids.tolist()]
