@@ -103,6 +103,35 @@ def test_two_ranks_by_every_launcher(
     assert {int(name) % 2 for name in names} == {0, 1}  # both wrote
 
 
+_NOTEBOOK = """
+from redi import Plan, lightning
+from redi.recipe import Recipe
+from tests.tiny import tiny_pipeline
+
+pipe = tiny_pipeline()
+recipe = Recipe.of(pipe, plans=[Plan.coarse(2, 3)], guidance=2.0)
+for count in (6, 9):  # in one process, one after the other
+    data = lightning.PromptData([f"prompt {i}" for i in range(count)], 2)
+    kb = lightning.build(
+        pipe, recipe, data, "kb", devices=2, accelerator="cpu", strategy="ddp_notebook", shard_rows=2
+    )
+    assert len(kb) == count
+"""
+
+
+def test_from_a_notebook_ranks_are_forked(tmp_path: Path, environment: Mapping[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _NOTEBOOK],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    require(tmp_path, 9)
+
+
 @pytest.fixture
 def running(command: list[str], tmp_path: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
     """A build by Lightning's own launcher, under way."""
