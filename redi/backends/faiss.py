@@ -124,14 +124,18 @@ class Faiss(Retriever):
             frame = Frame(np.zeros(d, np.float32), 1.0)
             if not (isinstance(index, faiss.IndexFlat) and self.device == "cpu"):  # which subtracts keys as they are
                 parts = list(_parts(index))
-                least = max(map(_centroids, parts))
+                least = max(2, *map(_centroids, parts))
                 rows = max(_LEAST_SAMPLE, _LEARN_FROM * least)
                 sample = keys.sample(max(least, min(rows, self.training_bytes // (4 * d))))
                 frame = Frame.of(sample)
                 seen = frame.into(sample)
                 if not index.is_trained:
-                    with _training(parts):  # fewer rows than centroids are learnt from again and again
-                        index.train(seen if len(seen) >= least else np.resize(seen, (least, d)))
+                    if len(seen) < least:  # learn from them again and again
+                        seen = np.resize(seen, (least, d))
+                    if not seen.any():  # all keys equal, and some codes divide by their spread
+                        seen[-1] = 1
+                    with _training(parts):
+                        index.train(seen)
                 del sample, seen
             for chunk in keys.chunks():
                 index.add(frame.into(chunk))

@@ -36,7 +36,9 @@ class Index(ABC):
 
     @abstractmethod
     def _search(self, queries: Float32[ndarray, "b d"], k: int) -> tuple[Int64[ndarray, "b k"], Float[ndarray, "b k"]]:
-        """Ids and squared L2 distances of k neighbours of each query, in any order; −1 for one that was not found.
+        """Ids and squared L2 distances of k neighbours of each query, in any order.
+
+        One that was not found has the id −1 or a distance that is no number.
 
         1 ≤ b, 1 ≤ k ≤ n.
         """
@@ -82,6 +84,7 @@ class Index(ABC):
             return Neighbors(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
         with fork_safe():
             ids, distances = self._search(queries, k)
+        ids = np.where(np.isnan(distances), -1, ids)
         order = np.lexsort((ids, distances), axis=-1)
         ids, distances = np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
         by_id = np.sort(ids, axis=1)

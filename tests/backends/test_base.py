@@ -82,6 +82,12 @@ def test_padding_strangers_and_repetition_are_never_passed_on(ids: list[list[int
         index.search(np.zeros((1, 2), np.float32), 2)
 
 
+def test_a_distance_that_is_no_number_is_never_passed_on() -> None:
+    index = Careless(np.array([[0, 1]]), np.array([[0.0, np.nan]], np.float32))
+    with pytest.raises(ReDiError, match="search harder"):
+        index.search(np.zeros((1, 2), np.float32), 2)
+
+
 def test_any_order_is_put_right() -> None:
     index = Careless(np.array([[4, 2, 1, 0]]), np.array([[1.0, 0.5, 1.0, 2.0]], np.float32))
     found = index.search(np.zeros((1, 2), np.float32), 4)

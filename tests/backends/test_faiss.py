@@ -119,6 +119,14 @@ def test_few_keys_get_few_lists() -> None:
         assert index.index.nlist == lists
 
 
+@pytest.mark.parametrize("factory", ["PQ1x4fs", "IVF2,PQ1x4fs", "SQ8", "RaBitQ", "IVF2,Flat"])
+@pytest.mark.parametrize("n", [1, 90])
+def test_keys_that_are_all_the_same_are_as_far_as_they_are(factory: str, n: int) -> None:
+    keys = np.full((n, 8), 3.0, np.float32)
+    found = Faiss(factory, nprobe=2).build(keys).search(np.stack([keys[0], keys[0] - 2]), 1)
+    np.testing.assert_allclose(found.distances, [[0.0], [32.0]], rtol=0.05, atol=0.1)
+
+
 def test_settings_reach_the_index_wherever_it_is(tmp_path: Path) -> None:
     keys = blobs(400)
     for factory in ("IVF8,Flat", "PCA8,IVF8,SQ8"):
