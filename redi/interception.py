@@ -230,9 +230,9 @@ def _prepare_latents(it: Interception, proceed: Callable[..., Any], *args: Any, 
     if unheard is not None:  # else the noise is on a picture already
         scale = float(getattr(it.scheduler, "init_noise_sigma", 1.0))
         drawn, latents = latents, it.listener.noise(latents, Start(bound.arguments, states, scale))
-        # inpainting at full strength hands the noise back a second time, unscaled
-        again = [isinstance(o, Tensor) and o.shape == drawn.shape and torch.equal(o * scale, drawn) for o in rest]
-        rest = tuple(latents / scale if same else o for o, same in zip(rest, again, strict=True))
+        if latents is not drawn:  # inpainting at full strength hands the noise back a second time, unscaled
+            again = [isinstance(o, Tensor) and o.shape == drawn.shape and torch.equal(o * scale, drawn) for o in rest]
+            rest = tuple(latents / scale if same else o for o, same in zip(rest, again, strict=True))
     it.listener.prepared(latents)
     return latents if isinstance(out, Tensor) else (latents, *rest)
 

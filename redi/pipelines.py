@@ -39,8 +39,14 @@ def changeable(pipe: Any) -> dict[str, Any]:
     fused = sorted(getattr(pipe, "fused_loras", ()))
     return {
         "adapters": (*(active() if getattr(net, "peft_config", None) else ()), *fused),
-        "dtype": str(net.dtype).removeprefix("torch."),
+        "dtype": " stored as ".join(
+            (_name(net.dtype), *sorted({_name(p.dtype) for p in net.parameters() if p.itemsize == 1}))
+        ),
     }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _uncompiled(module: torch.nn.Module) -> torch.nn.Module:
@@ -83,11 +89,16 @@ def fingerprint(
         for name, module in sorted(pipe.components.items())
         if isinstance(module, torch.nn.Module) and name not in _NOT_HASHED and _uncompiled(module) is not net
     ]
-    tensors = (
+    tensors = [
         (f"{part}.{name}", tensor)
         for part, module in [("network", net), *others]
         for name, tensor in module.state_dict().items()
-    )
+    ]
+    if away := sorted({name.split(".")[0] for name, tensor in tensors if tensor.is_meta}):
+        raise InvalidInputError(
+            f"the weights of {', '.join(away)} are offloaded, so they cannot be told from others; enable redi, build "
+            "or record first, and offload then"
+        )
     return Fingerprint(
         model=model or str(pipe.config.get("_name_or_path", "") or type(pipe).__name__),
         weights=weight_hash(tensors),

@@ -118,6 +118,7 @@ class Recipe:
             height=seen.height,
             width=seen.width,
             negative_prompt=negative_prompt,
+            guidance_rescale=(settings or {}).get("guidance_rescale", 0.0),
             settings=settings_of(pipe, settings or {}),
             model=model,
         )
@@ -191,6 +192,7 @@ class FineSolver:
         arguments = {
             "num_inference_steps": mark.steps,
             "guidance_scale": mark.guidance,
+            "guidance_rescale": mark.guidance_rescale,
             "height": mark.height,
             "width": mark.width,
             **({"negative_prompt": [mark.negative_prompt] * len(items)} if mark.negative_prompt else {}),

@@ -115,7 +115,8 @@ class Recording(Listener):
             return drawn
         call.bank = NoiseBank(shape=tuple(drawn.shape[1:]), **self.bank)
         call.noise_ids, used = start_from(call.bank, drawn, start, prompts_of(call.arguments, len(drawn)), 0)
-        call.size = (start.arguments.get("height"), start.arguments.get("width"))
+        given = {**call.arguments, **start.arguments}
+        call.size = (given.get("height"), given.get("width"))
         timestep = start.arguments.get("timestep")
         call.first = None if timestep is None else float(timestep.flatten()[0])
         return used

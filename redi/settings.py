@@ -54,7 +54,12 @@ def decide(
     mark = engines[0].knowledge_base.fingerprint
     begin = engines[0].route.fine.timetable.begin
     by_steps = {e.plan.steps: e for e in reversed(engines)}
-    ours = {"guidance_scale": mark.guidance, "height": mark.height, "width": mark.width}
+    ours = {
+        "guidance_scale": mark.guidance,
+        "guidance_rescale": mark.guidance_rescale,
+        "height": mark.height,
+        "width": mark.width,
+    }
     absent = {name for name, value in arguments.items() if name not in given or value is None}
     filled: dict[str, Any] = {
         **arguments,
@@ -70,8 +75,8 @@ def decide(
     if steps not in by_steps:
         valid = ", ".join(f"{n} ({e.plan})" for n, e in sorted(by_steps.items()))
         differences["num_inference_steps"] = (valid, steps)
-    for name, mine in {**ours, "guidance_rescale": mark.guidance_rescale}.items():
-        if (theirs := filled.get(name)) is not None and theirs != mine:
+    for name, mine in ours.items():
+        if mine is not None and (theirs := filled.get(name)) is not None and theirs != mine:
             differences[name] = (mine, theirs)
     asked = settings_of(pipe, filled)
     for name in {**mark.settings, **asked}:

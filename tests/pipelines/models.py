@@ -1,18 +1,16 @@
-"""Random-weight pipelines of every class that the matrix runs over, each a fraction of a second to make.
-
-`make(name)` gives a text-to-image (or video) pipeline; `relatives(pipe, cls)` puts its parts into another class.
-"""
+"""Random-weight pipelines of every class that the matrix runs over, each a fraction of a second to make."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import diffusers
 import torch
 from transformers import (
     CLIPTextConfig,
-    CLIPTextModel,
     CLIPTextModelWithProjection,
     Gemma2Config,
     Gemma2Model,
@@ -284,6 +282,29 @@ def _animatediff() -> Any:
     )
 
 
+def _form(base: str, form: str) -> Any:
+    """The parts of a text-to-image pipeline in another class of its family."""
+    cls = getattr(diffusers, f"{base}{form}Pipeline")
+    parts = _MAKERS[base]().components
+    if form == "ControlNet":
+        parts["controlnet"] = diffusers.ControlNetModel.from_unet(
+            parts["unet"], conditioning_channels=3, conditioning_embedding_out_channels=(8, 8)
+        )
+        for weight in parts["controlnet"].parameters():
+            if not weight.detach().any():  # it begins as no control at all
+                torch.nn.init.normal_(weight, std=0.05)
+    parts |= {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+    parts |= {"requires_safety_checker": False, "add_watermarker": False}
+    wanted = inspect.signature(cls.__init__).parameters
+    return cls(**{name: part for name, part in parts.items() if name in wanted})
+
+
+_FORMS = {
+    "StableDiffusion": ("Img2Img", "Inpaint", "ControlNet"),
+    "StableDiffusionXL": ("Img2Img", "Inpaint", "ControlNet"),
+    "StableDiffusion3": ("Img2Img",),
+    "Flux": ("Img2Img", "Inpaint"),
+}
 _MAKERS: dict[str, Callable[[], Any]] = {
     "StableDiffusion": tiny_pipeline,
     "StableDiffusionXL": _sdxl,
@@ -293,4 +314,5 @@ _MAKERS: dict[str, Callable[[], Any]] = {
     "Sana": _sana,
     "Wan": _wan,
     "AnimateDiff": _animatediff,
+    **{base + form: partial(_form, base, form) for base, forms in _FORMS.items() for form in forms},
 }

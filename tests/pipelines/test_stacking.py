@@ -1,0 +1,127 @@
+"""redi together with what else changes a pipeline: adapters, caches inside the network, compilation."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FirstBlockCacheConfig
+
+import redi
+from redi.errors import FingerprintMismatchError, InvalidInputError
+from tests.pipelines.beds import PROMPTS, Bed, relative
+from tests.pipelines.features import coarse
+
+
+def _count(module: torch.nn.Module) -> tuple[list[int], Any]:
+    calls = [0]
+
+    def count(*_: Any) -> None:
+        calls[0] += 1
+
+    return calls, module.register_forward_hook(count)
+
+
+def test_an_adapter_loaded_after_enabling_is_refused() -> None:
+    peft = pytest.importorskip("peft")
+    it = Bed("StableDiffusion")
+    with it.enabled():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            it.pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"]), "mine")
+        with it.counted() as calls, pytest.raises(FingerprintMismatchError, match="adapters"):
+            it(PROMPTS, it.few)
+        assert calls == [0]
+        it.pipe.unet.disable_adapters()
+        it.pipe.unet.delete_adapters("mine")
+        assert relative(it(PROMPTS, it.few), it.fine) <= 1e-5
+
+
+def test_a_fused_adapter_is_refused() -> None:
+    it = Bed("StableDiffusion")
+    with it.enabled():
+        it.pipe._merged_adapters = {"mine"}  # where diffusers keeps the names of what it fused into the weights
+        assert it.pipe.fused_loras == {"mine"}
+        with pytest.raises(FingerprintMismatchError, match="adapters"):
+            it(PROMPTS, it.few)
+
+
+def test_deepcache_and_redi_both_save() -> None:
+    deepcache = pytest.importorskip("DeepCache")
+    it = Bed("StableDiffusion")
+    helper = deepcache.DeepCacheSDHelper(pipe=it.pipe)
+    helper.set_params(cache_interval=2, cache_branch_id=0)
+    inner = [0]
+    original = it.pipe.unet.mid_block.forward
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        inner[0] += 1
+        return original(*args, **kwargs)
+
+    it.pipe.unet.mid_block.forward = counting
+    for plan, transport, steps, nfe, deep in (
+        (it.plans[0], None, it.few, 3, 2),
+        (it.plans[1], redi.Value(), 10, 6, 3),  # entries 0, 1, 6, 7, 8, 9, of which the even ones go deep
+    ):
+        with it.enabled(plan=plan, transport=transport):
+            helper.enable()
+            inner[0] = 0
+            with it.counted() as whole:
+                out = it(PROMPTS, steps)
+            helper.disable()
+        assert whole == [nfe]
+        assert inner == [deep]
+        assert torch.isfinite(out).all()
+
+
+def test_a_transformer_cache_and_redi_both_save() -> None:
+    it = Bed("Flux")
+    network = it.pipe.transformer
+    inner, handle = _count(network.single_transformer_blocks[0].attn)
+    with it.enabled(), it.counted() as calls:
+        it(PROMPTS, it.few)
+        assert (calls, inner) == ([3], [3])
+        network.enable_cache(FirstBlockCacheConfig(threshold=1e6))
+        inner[0] = 0
+        out = it(PROMPTS, it.few)
+        network.disable_cache()
+    handle.remove()
+    assert calls == [6]
+    assert inner[0] < 3
+    assert torch.isfinite(out).all()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_network_leaps() -> None:
+    it = Bed("StableDiffusion")
+    it.pipe.unet = torch.compile(it.pipe.unet)
+    with it.enabled():
+        out = it(PROMPTS, it.few)
+        assert redi.report(it.pipe).nfe == 3
+    assert relative(out, it.fine) <= 1e-4
+
+
+def test_weights_stored_in_eight_bits_are_another_model_and_serve_their_own_rows() -> None:
+    it = Bed("StableDiffusion")
+    with it.enabled():
+        it.pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+        with it.counted() as calls, pytest.raises(FingerprintMismatchError, match="float8_e4m3fn"):
+            it(PROMPTS, it.few)
+        assert calls == [0]
+    small = copy.copy(it)
+    small.remember()
+    coarse(small)
+
+
+def test_offloaded_weights_leap_where_redi_was_enabled_first() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    it = Bed("StableDiffusion")
+    with it.enabled():
+        accelerate.cpu_offload(it.pipe.unet, torch.device("cpu"))
+        assert relative(it(PROMPTS, it.few), it.fine) <= 1e-5
+    with pytest.raises(InvalidInputError, match="enable redi"), it.enabled():
+        pass
