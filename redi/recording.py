@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -62,6 +61,7 @@ class Recording(Listener):
     """
 
     pipe: Any
+    solver: DiffusersSolver
     folder: Path
     plans: Sequence[Plan]
     bank: Mapping[str, Any]  # size, seed and diversity
@@ -147,7 +147,7 @@ class Recording(Listener):
         scheduler = self.pipe.scheduler
         times: list[float] = scheduler.timesteps.tolist()
         begin = 0 if call.first is None else times.index(call.first)
-        solver = DiffusersSolver.of(scheduler, replace(call.timetable, begin=begin))
+        solver = self.solver.on(replace(call.timetable, begin=begin))
         steps = call.steps - begin
         if misfits := [str(p) for p in self.plans if p.fine != steps]:
             raise PlanError(
@@ -263,10 +263,10 @@ def record(
         raise InvalidInputError(f"{folder} is a new knowledge base; say what it shall serve: plans=['coarse:8/40']")
     else:
         bank, wanted = {"size": noises, "seed": seed, "diversity": diversity}, plans
-    DiffusersSolver.of(pipe.scheduler, Timetable(mu=0.0))  # `mu` is the pipeline's to say; the rest is refused here
+    solver = DiffusersSolver.of(pipe.scheduler, Timetable(mu=0.0))  # `mu` is the pipeline's to say; the rest is checked
     parsed = [Plan.parse(p) if isinstance(p, str) else p for p in wanted]
-    recording = Recording(pipe, folder, parsed, bank, storage, model)
-    interception = Interception(pipe, copy.deepcopy(pipe.scheduler), recording)
+    recording = Recording(pipe, solver, folder, parsed, bank, storage, model)
+    interception = Interception(pipe, solver.scheduler(), recording)
     interception.install()
     try:
         yield recording

@@ -114,8 +114,10 @@ class LeapReport:
         if pictures:
             used = sum(map(len, self.neighbors))
             nearest = [d[0] for d in self.distances if d]
+            missed = [str(i) for i, leapt in enumerate(self.leapt) if not leapt]
+            which = f" (not {', '.join(missed)})" if 0 < len(missed) < pictures else ""
             lines += [
-                f"leapt       {sum(self.leapt)} of {pictures} pictures, {used / pictures:.1f} neighbours each",
+                f"leapt       {sum(self.leapt)} of {pictures} pictures{which}, {used / pictures:.1f} neighbours each",
                 f"noise ids   {', '.join(map(str, self.noise_ids))}",
             ]
             for found in self.sources[:4]:
