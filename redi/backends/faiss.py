@@ -26,6 +26,7 @@ from redi.errors import InvalidInputError
 _ROWS_PER_LIST: Final = 39  # with fewer, faiss itself advises against the list
 _LEARN_FROM: Final = 64  # rows per centroid; more hardly move it
 _LEAST_SAMPLE: Final = 4096
+_AXES_FROM: Final = 1024  # rows to find principal axes from, which costs the cube of their number
 
 
 @final
@@ -135,6 +136,7 @@ class Faiss(Retriever):
                     if not seen.any():  # all keys equal, and some codes divide by their spread
                         seen[-1] = 1
                     with _training(parts):
+                        _find_axes(index, seen)
                         index.train(seen)
                 del sample, seen
             for chunk in keys.chunks():
@@ -232,6 +234,16 @@ def _training(parts: list[Any]) -> Generator[None]:
     finally:
         for rotation in rotations:
             rotation.pq = None
+
+
+def _find_axes(index: Any, rows: Float32[ndarray, "m d"]) -> None:
+    """Train principal axes that come first on fewer rows than everything else."""
+    faiss = _faiss()
+    if not isinstance(index, faiss.IndexPreTransform):
+        return
+    first: Any = faiss.downcast_VectorTransform(index.chain.at(0))
+    if isinstance(first, faiss.PCAMatrix):
+        first.train(rows[:: max(1, len(rows) // max(_AXES_FROM, 4 * first.d_out))].copy())
 
 
 def _core(index: Any) -> tuple[Any, Callable[[Any], Any]]:

@@ -153,6 +153,15 @@ def test_it_never_holds_the_stream() -> None:
     assert most <= 3
 
 
+def test_principal_axes_are_found_from_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("redi.backends.faiss._AXES_FROM", 64)
+    rng = np.random.default_rng(2)
+    keys = (rng.normal(size=(3000, 6)) @ rng.normal(size=(6, 200)) + 0.01 * rng.normal(size=(3000, 200))).astype("f4")
+    index = Faiss("PCA6,Flat").build(keys)
+    found, true = index.search(keys[:50], 5), brute_force(keys, keys[:50], 5)
+    assert np.mean([len(set(a) & set(b)) / 5 for a, b in zip(found.ids, true.ids, strict=True)]) > 0.9
+
+
 def test_nothing_is_said_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     for factory in ("IVF8,PQ8", "PQ8", "OPQ2_4,PQ2x4", "IVF8,PQ8x4fs,RFlat"):
         Faiss(factory).build(blobs(700)).search(blobs(4), 3)
