@@ -50,8 +50,10 @@ class Network(nn.Module):
 
     def __init__(self, vocabulary: int, styles: int, width: int = 128, joint: int = 64) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 32, 4, 2, 1)
-        self.body = nn.Sequential(_Residual(32, 32, 1), _Residual(32, 64, 2), _Residual(64, width, 2))
+        self.stem = nn.Conv2d(3, 32, 3, 1, 1)
+        self.body = nn.Sequential(
+            _Residual(32, 32, 1), _Residual(32, 64, 2), _Residual(64, 64, 1), _Residual(64, width, 2)
+        )
         self.norm = nn.GroupNorm(8, width)
         self.style = nn.Linear(width, styles)
         self.picture = nn.Linear(width, joint)
@@ -113,7 +115,7 @@ class Evaluator:
             images: pictures in [0, 1], 32 × 32 pixels.
 
         Returns:
-            One row of 256 numbers for each picture.
+            One row of 128 numbers for each picture.
 
         Raises:
             InvalidInputError: pictures of another shape.

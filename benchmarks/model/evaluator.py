@@ -1,12 +1,16 @@
-"""Train the evaluator on real train pictures: drawing style, and pictures against their texts."""
+"""Train the evaluator on real train pictures: drawing style, and pictures against their texts.
+
+Half of them are seen as the autoencoder gives them back: every drawn picture has been through it.
+"""
 
 import json
-import math
 
+import autoencoder
 import data
 import text
 import torch
 import training
+from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
@@ -39,6 +43,53 @@ def loss(
     return value
 
 
+def distort(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures in [0, 1] for training: flipped and moved; half turned and scaled; some blurred; half with a white box.
+
+    A style must be told from how a thing is drawn, not from single pixels, which no autoencoder keeps.
+    """
+    x = 1.0 - (data.augment(images, generator) + 1.0) / 2.0  # ink on nothing, so that what comes in is white
+    b, _, height, width = x.shape
+
+    def spread(shape: tuple[int, ...], reach: float) -> Tensor:
+        return (2.0 * torch.rand(shape, generator=generator) - 1.0) * reach
+
+    some = (torch.rand(b, generator=generator) < 0.5).nonzero().flatten()
+    angle, scale, aspect = (
+        spread((len(some),), 0.17),
+        spread((len(some),), 0.15).exp(),
+        spread((len(some),), 0.08).exp(),
+    )
+    c, s, zero = angle.cos() * scale, angle.sin() * scale, torch.zeros(len(some))
+    turn = torch.stack([c * aspect, -s, zero, s, c / aspect, zero], dim=1).view(-1, 2, 3)
+    grid = functional.affine_grid(turn, list(x[some].shape), align_corners=False)
+    x[some] = functional.grid_sample(x[some], grid, align_corners=False)
+
+    blur = spread((b, 1, 1, 1), 0.7).clamp_min(0.0)
+    x = x + blur * (functional.avg_pool2d(x, 3, 1, 1) - x)
+
+    def inside(length: int) -> Tensor:
+        size, start = (torch.randint(*r, (b, 1), generator=generator) for r in ((4, 13), (-4, 32)))
+        at = torch.arange(length)
+        return (at >= start) & (at < start + size)
+
+    rows, columns = inside(height), inside(width)
+    box = rows[:, None, :, None] & columns[:, None, None, :] & (torch.rand(b, 1, 1, 1, generator=generator) < 0.5)
+    return 1.0 - x.masked_fill(box, 0.0)
+
+
+@torch.no_grad()
+def autoencoded(images: Tensor, vae: AutoencoderKL, generator: torch.Generator) -> Tensor:
+    """uint8 pictures as `vae` gives them back, each from latents moved by up to 0.4 of their deviation."""
+    parts: list[Tensor] = []
+    for batch in images.split(256):
+        latents = vae.encode(data.signed(batch)).latent_dist.mean
+        reach = 0.4 * torch.rand(len(latents), 1, 1, 1, generator=generator)
+        decoded = vae.decode(latents + reach * torch.randn(latents.shape, generator=generator)).sample
+        parts.append(((decoded.clamp(-1.0, 1.0) + 1.0) * 127.5).round().byte())
+    return torch.cat(parts)
+
+
 @torch.no_grad()
 def accuracy(network: Network, images: Tensor, style: Tensor) -> float:
     pixels = images.float() / 255.0
@@ -54,7 +105,7 @@ def padded(tokenizer: object, texts: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def main() -> None:
-    args = training.parser(__doc__, minutes=10.0).parse_args()
+    args = training.parser(__doc__, minutes=60.0).parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
@@ -67,15 +118,15 @@ def main() -> None:
     caption = torch.tensor([names.index(c) for c in train.captions])
     pair = caption * len(styles) + style
 
+    vae = AutoencoderKL.from_pretrained(args.out / autoencoder.WHITENED)
+    views = torch.stack([train.images, autoencoded(train.images, vae, generator)])
     network = Network(len(tokenizer), len(styles)).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.01)
-    run = training.Run(
-        network, optimizer, generator, args.out / CHECKPOINT, args, peak=2e-3, decay=0.998, clip=math.inf
-    )
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
+    run = training.Run(network, optimizer, generator, args.out / CHECKPOINT, args, peak=2e-3, decay=0.998)
     compiled = training.compiled(loss, network)
     while run.unfinished():
         rows = torch.randint(0, len(train), (BATCH,), generator=generator)
-        images = (data.augment(train.images[rows], generator) + 1.0) / 2.0
+        images = distort(views[torch.randint(0, 2, (BATCH,), generator=generator), rows], generator)
         same = tuple((k[rows, None] == k[None, rows]).float() for k in (pair, caption))
         value = compiled(
             images.to(memory_format=torch.channels_last),

@@ -11,7 +11,7 @@ import data
 import diffusers
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
@@ -38,6 +38,13 @@ def draw(pipeline: StableDiffusionPipeline, prompts: list[str], seed: int) -> Te
             ).images
         )
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def autoencoded(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """uint8 pictures in [0, 1] as the autoencoder gives them back: the best that can be drawn."""
+    parts = [vae.decode(vae.encode(data.signed(b)).latent_dist.mean).sample for b in images.split(256)]
+    return (torch.cat(parts) / 2.0 + 0.5).clamp(0.0, 1.0)
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
@@ -124,6 +131,7 @@ def main() -> None:
     seen, unseen = choose(train, args.count, args.seed), choose(val, args.count, args.seed)
     subjects = {
         "real_train": (seen.images.float() / 255.0, seen, known),
+        "autoencoded_train": (autoencoded(pipeline.vae, seen.images), seen, known),
         "real_val": (unseen.images.float() / 255.0, unseen, unknown),
         "generated_train": (draw(pipeline, seen.prompts(), args.seed), seen, known),
         "generated_val": (draw(pipeline, unseen.prompts(), args.seed), unseen, unknown),
