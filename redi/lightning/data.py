@@ -78,13 +78,13 @@ class PromptData(LightningDataModule):
                 "Trainer(callbacks=[ShardWriter(kb)]).predict(KnowledgeBaseBuilder(pipe, recipe), PromptData(prompts))"
             )
         todo = writer.remaining(trainer, lambda: builder.recipe.items(self.read()))
-        share = _Share(todo, trainer.global_rank, trainer.world_size, writer.stop)
+        share = Share(todo, trainer.global_rank, trainer.world_size, writer.stop)
         # by name: Lightning makes it anew, and would pass a second batch size
         return DataLoader(todo, batch_size=self.batch_size, sampler=share, collate_fn=_as_it_is)  # type: ignore
 
 
 @final
-class _Share(DistributedSampler[int]):
+class Share(DistributedSampler[int]):
     """One of equal shares, in one piece, because a prompt's noises follow each other; it ends when it is told to stop.
 
     It is a DistributedSampler so that Lightning, whatever `use_distributed_sampler` says, does not divide it again.

@@ -58,6 +58,13 @@ class Ranks:
             raise RankError(0, told[1])
         return cast(T, told[0])
 
+    def part(self) -> None:
+        """Say goodbye: nobody hangs up while another is still listening."""
+        self.gathered(None)
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group, self.count = None, 1
+
     def together(self, do: Callable[[], object]) -> None:
         """Each rank does it, and hears whether all of them could.
 

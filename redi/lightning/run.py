@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from redi.builder import Progress
@@ -22,12 +22,12 @@ from redi.stop import Stop
 
 
 def trainer(
-    writer: ShardWriter, *, devices: int = 1, num_nodes: int = 1, accelerator: str = "auto", **more: Any
+    *callbacks: Callback, devices: int = 1, num_nodes: int = 1, accelerator: str = "auto", **more: Any
 ) -> Trainer:
-    """A Trainer for builds.
+    """A Trainer for predict loops whose ranks share out the work themselves.
 
     Args:
-        writer: where the rows go.
+        callbacks: for builds, a ShardWriter.
         devices: GPUs, or processes where there is none, on each node.
         num_nodes: nodes.
         accelerator: as the Trainer's argument.
@@ -45,7 +45,7 @@ def trainer(
     if SLURMEnvironment.detect():
         given["plugins"] = [SLURMEnvironment(auto_requeue=False)]  # there is no checkpoint to save: rows are
     given |= {"accelerator": accelerator, "devices": devices, "num_nodes": num_nodes, **more}
-    given["callbacks"] = [writer, *(more.get("callbacks") or ())]
+    given["callbacks"] = [*callbacks, *more.get("callbacks", ())]
     return Trainer(**given)
 
 

@@ -161,6 +161,7 @@ class ShardWriter(BasePredictionWriter):
         self._writer = None
         writer.close()
         self._tell(trainer, pl_module)
+        ranks.part()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep the rows taken so far."""

@@ -103,6 +103,24 @@ def test_two_ranks_by_every_launcher(
     assert {int(name) % 2 for name in names} == {0, 1}  # both wrote
 
 
+@pytest.mark.slow
+def test_tasks_that_slurm_started(command: list[str], tmp_path: Path, environment: Mapping[str, str]) -> None:
+    """Not SLURM itself, but what `srun --ntasks-per-node=2` tells its tasks."""
+    said = {"NTASKS": 2, "NTASKS_PER_NODE": 2, "STEP_NUM_TASKS": 2, "NODEID": 0, "JOB_ID": 4711, "JOB_NUM_NODES": 1}
+    env = {**environment, **{f"SLURM_{k}": str(v) for k, v in said.items()}}
+    env |= {"SLURM_NODELIST": "localhost", "SLURM_JOB_NAME": "build"}
+    tasks = [
+        subprocess.Popen(
+            [*REDI, *small(command), "--devices", "2", "--accelerator", "cpu"],
+            cwd=tmp_path,
+            env=env | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    assert [task.wait(PATIENCE) for task in tasks] == [0, 0]
+    require(tmp_path, 9)
+
+
 _NOTEBOOK = """
 from redi import Plan, lightning
 from redi.recipe import Recipe
