@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from redi.backends import Index, Retriever
+from redi.backends import Index, Retriever, Stored
 from redi.backends.automatic import automatic
 from redi.errors import KnowledgeBaseError
 from redi.knowledge_base import Derived, files
@@ -62,12 +62,17 @@ class PartitionKeys:
 
     def chunks(self) -> Iterator[Float[ndarray, "m d"]]:
         """All keys in order; as they lie where they lie together, and so no copy."""
-        first, last = int(self.ids[0]), int(self.ids[-1])
-        if last - first + 1 == len(self.ids):
-            yield self.table[first : last + 1].numpy()
+        whole = self.stored()
+        if isinstance(whole, ndarray):
+            yield whole
             return
         for ids in self.ids.split(_CHUNK):
             yield self.table[ids].numpy()
+
+    def stored(self) -> Stored:
+        """The very array where the keys lie together, which some indexes search as it lies; else these."""
+        first, last = int(self.ids[0]), int(self.ids[-1])
+        return self.table[first : last + 1].numpy() if last - first + 1 == len(self.ids) else self
 
 
 def open_partition(
@@ -87,8 +92,8 @@ def open_partition(
     place = _place(derived, key, noise_id, retriever)
     if place is not None:
         with contextlib.suppress(KnowledgeBaseError):  # whatever is wrong with it, it can be built again
-            return Partition(ids, retriever.load(place, bound_to=place.parents[2].name, keys=keys))
-    index = retriever.build_from(keys.chunks, keys.shape, keys=keys)
+            return Partition(ids, retriever.load(place, bound_to=place.parents[2].name, keys=keys.stored()))
+    index = retriever.build_from(keys.chunks, keys.shape, keys=keys.stored())
     if place is not None:
         with contextlib.suppress(OSError):  # a disk that takes no index keeps nobody from searching it
             shutil.rmtree(place, ignore_errors=True)

@@ -105,6 +105,11 @@ def test_keys_of_scattered_rows_are_those_rows(tmp_path: Path) -> None:
         np.testing.assert_array_equal(keys[np.array([3, 0])], expected[[3, 0]])
     [whole] = together.chunks()
     assert np.shares_memory(whole, table.numpy()), "rows that lie together were copied"
+    Exact().build(whole).save(tmp_path / "index", with_keys=False)
+    index = Exact().load(tmp_path / "index", keys=together.stored())
+    assert isinstance(index, ExactIndex)
+    assert np.shares_memory(index.keys.numpy(), table.numpy()), "a loaded index copied them"
+    assert scattered.stored() is scattered
 
 
 def test_a_retriever_that_cannot_be_named_is_not_kept(w: World) -> None:
