@@ -154,7 +154,7 @@ def test_nothing_to_build_is_refused(tmp_path: Path) -> None:
         run(pipeline(), tmp_path, batch_size=-1)
     with pytest.raises(InvalidInputError, match="multiples of 8"):
         run(pipeline(), tmp_path, height=20)
-    with pytest.raises(InvalidInputError, match="redi.record"):
+    with pytest.raises(InvalidInputError, match=r"redi\.record"):
         run(StableDiffusionImg2ImgPipeline(**pipeline().components, requires_safety_checker=False), tmp_path / "kb")
     assert not (tmp_path / "kb").exists()
 
