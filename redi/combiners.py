@@ -120,7 +120,7 @@ def combine(weights: Float[Tensor, "b k"], values: Float[Tensor, "b k *s"]) -> F
     # term instead of with +0 keeps −0.
     total = w[:, 0] * values[:, 0].to(dtype)
     for i in range(1, values.shape[1]):
-        total = total + w[:, i] * values[:, i].to(dtype)
+        total.addcmul_(w[:, i], values[:, i].to(dtype))
     return total
 
 

@@ -158,6 +158,8 @@ class ReDiEngine:
             rows = self.table.bracket(ids, leap)
         with watch("combine"):
             correction = combine(recall.weights[recall.hit], rows).to(propagated.device)
+            if recall.hit.all():
+                return (propagated.float() + correction).to(propagated.dtype)
             leapt = propagated.clone()
             hit = recall.hit.to(propagated.device)
             leapt[hit] = (propagated[hit].float() + correction).to(propagated.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import torch
@@ -20,6 +21,7 @@ _NO_SETTINGS: Final = (
     *("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "output_type", "return_dict"),
     *("callback", "callback_steps", "callback_on_step_end", "callback_on_step_end_tensor_inputs"),
 )
+_LOOKED_AT: Final = 64  # parameters, for eight-bit weights; beyond embeddings and norms, which may be left as they were
 _NOT_HASHED: Final = ("vae", "safety_checker", "vocoder")  # what comes after the last step
 
 
@@ -40,7 +42,10 @@ def changeable(pipe: Any) -> dict[str, Any]:
     return {
         "adapters": (*(active() if getattr(net, "peft_config", None) else ()), *fused),
         "dtype": " stored as ".join(
-            (_name(net.dtype), *sorted({_name(p.dtype) for p in net.parameters() if p.itemsize == 1}))
+            (
+                _name(net.dtype),
+                *sorted({_name(p.dtype) for p in islice(net.parameters(), _LOOKED_AT) if p.itemsize == 1}),
+            )
         ),
     }
 
