@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 COLOURS: Final = {"exact": "black", "faiss": "tab:blue", "hnsw": "tab:orange", "scann": "tab:green"}
+_COST: Final = "processor ms per query"
 ENOUGH: Final = 0.99  # recall that an approximate setting must have to stand against the exact one
 
 
@@ -18,8 +19,13 @@ def kind(row: dict[str, Any]) -> str:
     return str(row["retriever"]).partition(":")[0]
 
 
+def _ms(row: dict[str, Any], batch: int) -> float:
+    """Median processor time of a call, which other work on the machine distorts least."""
+    return row[f"batch {batch}"]["cpu_p50_ms"]
+
+
 def pareto(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Recall@2 by id against the median latency of single queries, a panel per set of keys; the front is joined."""
+    """Recall@2 by id against what a single query costs, a panel per set of keys; the front is joined."""
     done = [r for r in rows if r["status"] == "ok"]
     sets = sorted({(r["data"], r["rows"], r["dimension"]) for r in done}, key=lambda s: (s[2], s[0], s[1]))
     if not sets:
@@ -35,19 +41,19 @@ def pareto(rows: Sequence[dict[str, Any]], path: Path) -> None:
         for name, colour in COLOURS.items():
             mine = [r for r in these if kind(r) == name]
             axes.plot(
-                [r["batch 1"]["p50_ms"] for r in mine],
+                [_ms(r, 1) for r in mine],
                 [r["recall"]["recall@2"] for r in mine],
                 "*" if name == "exact" else "o",
                 color=colour,
                 markersize=11 if name == "exact" else 5,
                 label=name,
             )
-        front = sorted((r["batch 1"]["p50_ms"], r["recall"]["recall@2"]) for r in these)
+        front = sorted((_ms(r, 1), r["recall"]["recall@2"]) for r in these)
         best = [p for i, p in enumerate(front) if all(p[1] > earlier[1] for earlier in front[:i])]
         axes.plot(*zip(*best, strict=True), color="grey", linewidth=0.8, zorder=0)
         synthetic = ", synthetic" if these[0]["synthetic"] else ""
         axes.set_title(f"{data}{synthetic}: {n:,} × {d:,}", fontsize=9)
-        axes.set(xlabel="ms per query", ylabel="recall@2", ylim=(min([0.9, *(p[1] - 0.02 for p in front)]), 1.01))
+        axes.set(xlabel=_COST, ylabel="recall@2", ylim=(min([0.9, *(p[1] - 0.02 for p in front)]), 1.01))
         _log(axes, "x")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(COLOURS))
@@ -55,7 +61,7 @@ def pareto(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def crossover(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Median latency against rows, a panel per dimension: exact search, and the fastest setting with recall ≥ 0.99."""
+    """Cost of a query against rows, a panel per dimension: exact search, and the fastest setting with recall ≥ 0.99."""
     done = [r for r in rows if r["status"] == "ok" and r["synthetic"]]
     dimensions = sorted({r["dimension"] for r in done})
     if not dimensions:
@@ -73,7 +79,7 @@ def crossover(rows: Sequence[dict[str, Any]], path: Path) -> None:
                     markersize=4,
                     label=f"{name}, batch {batch}",
                 )
-        axes.set(title=f"d = {d:,} (synthetic)", xlabel="rows", ylabel="ms per query")
+        axes.set(title=f"d = {d:,} (synthetic)", xlabel="rows", ylabel=_COST)
         _log(axes, "xy")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(panels) == 1 else 3)
@@ -94,14 +100,13 @@ def _log(axes: Any, which: str) -> None:
 def curves(rows: Sequence[dict[str, Any]], batch: int) -> dict[str, list[tuple[float, float]]]:
     """(n, ms per query) of exact search and of the fastest approximate setting that finds enough."""
     result: dict[str, list[tuple[float, float]]] = {}
-    field = f"batch {batch}"
     for n in sorted({r["rows"] for r in rows}):
         for name in ("exact", "approximate"):
             took = [
-                r[field]["p50_ms"] / batch
+                _ms(r, batch) / batch
                 for r in rows
                 if r["rows"] == n
-                and field in r
+                and f"batch {batch}" in r
                 and (kind(r) == "exact") == (name == "exact")
                 and r["recall"]["recall@2"] >= ENOUGH
             ]
