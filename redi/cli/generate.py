@@ -77,7 +77,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
     kb = KnowledgeBase.open(given.kb)
     steps = given.steps or (plan[0].steps if plan else names.plans(kb.config.plans[0])[0].steps)
     mark = kb.fingerprint
-    pipe = models.load(given.model or _model_of(kb), given, mark.dtype)
+    pipe = models.load(given.model or _model_of(kb), given, mark.dtype.split()[0])
     pipe.set_progress_bar_config(disable=True)
 
     import torch

@@ -50,6 +50,7 @@ def solver(name: str, trained: Any) -> DiffusersSolver:
         raise InvalidInputError(f"there is no solver {name!r}; there is: {', '.join(SOLVERS)}")
     import diffusers
 
+    from redi.schedules import PLAIN, Timetable
     from redi.solvers import DiffusersSolver
 
     class_name, settings = SOLVERS[name]
@@ -72,7 +73,9 @@ def solver(name: str, trained: Any) -> DiffusersSolver:
             )
         shift = trained.config.get("shift", trained.config.get("flow_shift", 1.0))
         settings = {**settings, "use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
-    return DiffusersSolver.of(getattr(diffusers, class_name).from_config(trained.config, **settings))
+    # a shift that goes by the picture's size is the pipeline's to say when it is called
+    told = Timetable(mu=0.0) if flow and trained.config.get("use_dynamic_shifting") else PLAIN
+    return DiffusersSolver.of(getattr(diffusers, class_name).from_config(trained.config, **settings), told)
 
 
 def combiner(text: str) -> Combiner:

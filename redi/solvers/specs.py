@@ -81,7 +81,8 @@ class SolverSpec:
 _DYNAMIC: Final = Requirement(
     "use_dynamic_shifting",
     (False,),
-    "its schedule depends on the picture's size through `mu`; set use_dynamic_shifting=False and a fixed shift",
+    "its schedule depends on the picture's size through `mu`, which the pipeline says; make it the pipeline's "
+    "scheduler and give no solver, or set use_dynamic_shifting=False and a fixed shift",
 )
 _LEARNED: Final = Requirement("variance_type", (None,), "the model's variance channels would take part in distances")
 _SDE: Final = Requirement(

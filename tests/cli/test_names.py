@@ -136,3 +136,9 @@ def test_a_retriever_is_named_with_its_settings(text: str, expected: Exact) -> N
 def test_a_retriever_that_is_none(text: str, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         names.retriever(text)
+
+
+def test_a_shift_by_the_pictures_size_is_left_to_the_pipeline() -> None:
+    trained = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    for name in ("flow-euler", "unipc", "dpmsolver++"):
+        assert names.solver(name, trained).config["use_dynamic_shifting"] is True

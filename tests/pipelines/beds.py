@@ -78,7 +78,7 @@ CASES: dict[str, Case] = {
     "StableDiffusion": Case(_SMALL, _DIFFUSION),
     "StableDiffusionXL": Case(_SMALL, _DIFFUSION),
     "StableDiffusion3": Case(_SMALL, ("flow-dpm",)),
-    "Flux": Case(_SMALL, ()),
+    "Flux": Case(_SMALL, ("flow-dpm", "flow-unipc")),
     "PixArtSigma": Case(_SMALL | _EXACT, ("ddim", "euler")),
     "Sana": Case(_WIDE | _EXACT, _FLOW),
     "Wan": Case(_WIDE | {"num_frames": 5}, _FLOW),
@@ -112,8 +112,9 @@ class Bed:
         self.name, self.case, self.pipe = name, CASES[name], make(name)
         if scheduler:
             cls, settings = _SCHEDULES[scheduler]
-            kept = self.pipe.scheduler.config if not scheduler.startswith("flow") else {}
-            kept = {k: v for k, v in kept.items() if k not in ("prediction_type", "timestep_spacing")}
+            own = self.pipe.scheduler.config
+            named = ("use_dynamic_shifting",) if scheduler.startswith("flow") else own
+            kept = {k: own[k] for k in named if k in own and k not in ("prediction_type", "timestep_spacing")}
             self.pipe.scheduler = getattr(diffusers, cls).from_config(kept | settings)
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.pipe.to(self.dtype)
