@@ -5,6 +5,7 @@ Knows nothing of retrieval: `redi.scheduler` serves through it, `redi.recorder` 
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import inspect
@@ -103,6 +104,22 @@ class Interception:
     _class: type = field(init=False)
     _scheduler: Any = field(init=False)
     _before: dict[str, Any] = field(init=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Interception:
+        """A copied pipeline has a copy of its own; its scheduler alone cannot be copied while we are in it.
+
+        Raises:
+            InvalidInputError: the scheduler is copied alone, and we would drag the pipeline along.
+        """
+        if id(self.pipe) not in memo:
+            raise InvalidInputError(
+                f"the scheduler of a {type(self.pipe).__name__} cannot be copied while redi is active in the pipeline; "
+                "call redi.disable(pipe) first. A pipeline that copies its scheduler itself cannot be served"
+            )
+        memo[id(self)] = mine = copy.copy(self)
+        for name, value in vars(self).items():
+            setattr(mine, name, copy.deepcopy(value, memo))
+        return mine
 
     def install(self) -> None:
         """Stand in the way.

@@ -553,6 +553,16 @@ def test_a_copied_pipeline_is_enabled_and_apart(tmp_path: Path) -> None:
     assert torch.equal(latents(pipe), before)
 
 
+def test_a_scheduler_is_not_copied_out_of_an_enabled_pipeline(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "dpm")
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+    redi.enable(pipe, kb)
+    with pytest.raises(InvalidInputError, match=r"redi\.disable"):
+        copy.deepcopy(pipe.scheduler)
+    redi.disable(pipe)
+    copy.deepcopy(pipe.scheduler)
+
+
 def test_a_scheduler_set_while_enabled_is_refused_and_kept(tmp_path: Path) -> None:
     pipe = with_scheduler(pipeline(), "dpm")
     kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
