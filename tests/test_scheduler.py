@@ -563,6 +563,19 @@ def test_a_scheduler_is_not_copied_out_of_an_enabled_pipeline(tmp_path: Path) ->
     copy.deepcopy(pipe.scheduler)
 
 
+def test_a_pipeline_that_copies_its_scheduler_is_refused_before_it_runs(tmp_path: Path) -> None:
+    class Twice(StableDiffusionPipeline):  # as LTX-2 does, for picture and sound
+        def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+            copy.deepcopy(self.scheduler)
+            return super().encode_prompt(*args, **kwargs)
+
+    parts = pipeline().components
+    pipe = Twice(**parts, requires_safety_checker=False)
+    with counted(pipe) as calls, pytest.raises(InvalidInputError, match="copies its scheduler"):
+        knowledge_base(pipe, tmp_path, "coarse:5/12")
+    assert calls == [0]
+
+
 def test_a_scheduler_set_while_enabled_is_refused_and_kept(tmp_path: Path) -> None:
     pipe = with_scheduler(pipeline(), "dpm")
     kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
