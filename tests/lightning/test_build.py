@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -154,15 +153,16 @@ def test_a_full_disk_is_said_and_nothing_is_lost(place: Place) -> None:
     place.require_whole(30)
 
 
-def test_a_second_build_of_the_same_folder_is_refused_and_readers_see_it_whole(place: Place, tmp_path: Path) -> None:
+def test_a_second_build_of_the_same_folder_is_refused_and_readers_see_it_whole(place: Place) -> None:
     place.write(60)
     started = place.start(2, *SMALL, pause=0.03)
     until_shards(started, 2)
+    (place.folder / "hold").touch()  # in the middle of a batch
     for ranks in (1, 2):
         second = place.start(ranks, *SMALL)
         assert second.wait() == [2] * ranks
-        (place.folder / "refused").write_text((place.folder / "output.0").read_text())
-        assert f"is being written by process {started.pids[0]} on" in (place.folder / "refused").read_text()
+        assert f"is being written by process {started.pids[0]} on" in second.output()
+    (place.folder / "hold").unlink()
     seen = [0]
     while started.running():
         kb = place.kb

@@ -36,6 +36,8 @@ def main() -> None:
         with open("solved", "a", encoding="utf-8") as log:  # one write: lines of ranks do not mix
             log.write("".join(json.dumps([os.environ.get("RANK", "0"), *item]) + "\n" for item in items))
         time.sleep(float(os.environ.get("PAUSE", "0")))
+        while os.path.exists("hold"):
+            time.sleep(0.01)
         return rows
 
     recipe.FineSolver.__call__ = logged
