@@ -60,7 +60,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.unet = build_unet()
         self.encoder = text.build_encoder(tokenizer)
-        # Softmax of a product, as written: the backward of torch 2.13's fused attention took two fifths of a CPU's step.
+        # Softmax of a product, as written: torch 2.13's fused attention took two fifths of a CPU's step, backwards.
         self.unet.set_attn_processor(AttnProcessor())
         self.encoder.set_attn_implementation("eager")
 
