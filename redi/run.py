@@ -53,9 +53,9 @@ class Run(ABC):
     def step(self, proceed: Proceed, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
         """The scheduler's step, and what the neighbours teach of it."""
 
-    @abstractmethod
     def report(self) -> LeapReport:
-        """What was done."""
+        """What was done: calls and notes, where no neighbour taught anything."""
+        return LeapReport("plain", self.calls, self.calls, seconds=dict(self.watch.seconds), notes=tuple(self.notes))
 
     def noise(self, drawn: Tensor, start: Start, seed: int) -> Tensor:
         """The noise to start from."""
@@ -84,10 +84,6 @@ class PlainRun(Run):
         self.calls += 1
         self.switching = self.calls == 1
         return proceed(model_output, timestep, sample, **kwargs)
-
-    def report(self) -> LeapReport:
-        """Calls and notes."""
-        return LeapReport("plain", self.calls, self.calls, seconds=dict(self.watch.seconds), notes=tuple(self.notes))
 
 
 @dataclass
@@ -189,9 +185,7 @@ class LeapingRun(Run):
         """Calls, neighbours, gate decisions, and the time all that took."""
         recall = self.first
         if recall is None:  # interrupted before the first leap
-            return LeapReport(
-                "plain", self.calls, self.calls, seconds=dict(self.watch.seconds), notes=tuple(self.notes)
-            )
+            return super().report()
         leapt: list[bool] = self.leapt.tolist()
         return self.engine.report(
             nfe=self.calls,

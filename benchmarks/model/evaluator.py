@@ -79,18 +79,6 @@ def distort(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def autoencoded(images: Tensor, vae: AutoencoderKL, generator: torch.Generator) -> Tensor:
-    """uint8 pictures as `vae` gives them back, each from latents moved by up to 0.4 of their deviation."""
-    parts: list[Tensor] = []
-    for batch in images.split(256):
-        latents = vae.encode(data.signed(batch)).latent_dist.mean
-        reach = 0.4 * torch.rand(len(latents), 1, 1, 1, generator=generator)
-        decoded = vae.decode(latents + reach * torch.randn(latents.shape, generator=generator)).sample
-        parts.append(((decoded.clamp(-1.0, 1.0) + 1.0) * 127.5).round().byte())
-    return torch.cat(parts)
-
-
-@torch.no_grad()
 def accuracy(network: Network, images: Tensor, style: Tensor) -> float:
     pixels = images.float() / 255.0
     found = torch.cat([network.style(network.image_features(b)) for b in pixels.split(256)])
@@ -119,7 +107,8 @@ def main() -> None:
     pair = caption * len(styles) + style
 
     vae = AutoencoderKL.from_pretrained(args.out / autoencoder.WHITENED)
-    views = torch.stack([train.images, autoencoded(train.images, vae, generator)])
+    softened = autoencoder.given_back(vae, train.images, generator)
+    views = torch.stack([train.images, ((softened + 1.0) * 127.5).round().byte()])
     network = Network(len(tokenizer), len(styles)).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
     run = training.Run(network, optimizer, generator, args.out / CHECKPOINT, args, peak=2e-3, decay=0.998)

@@ -11,12 +11,13 @@ import data
 import diffusers
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
 from redi import zoo
 from redi.evaluator import Evaluator
+from redi.metrics import frechet_distance
 
 STEPS, GUIDANCE = 40, 3.0
 ALIKE = {"fluent 3d", "fluent color"}
@@ -38,23 +39,6 @@ def draw(pipeline: StableDiffusionPipeline, prompts: list[str], seed: int) -> Te
             ).images
         )
     return torch.cat(parts)
-
-
-@torch.no_grad()
-def autoencoded(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """uint8 pictures in [0, 1] as the autoencoder gives them back: the best that can be drawn."""
-    parts = [vae.decode(vae.encode(data.signed(b)).latent_dist.mean).sample for b in images.split(256)]
-    return (torch.cat(parts) / 2.0 + 0.5).clamp(0.0, 1.0)
-
-
-def frechet(a: Tensor, b: Tensor) -> float:
-    """Squared Fréchet distance of two Gaussians fitted to rows: |m - n|^2 + tr(A + B - 2 (A B)^(1/2))."""
-    a, b = a.double(), b.double()
-    A, B = torch.cov(a.T), torch.cov(b.T)
-    values, vectors = torch.linalg.eigh(A)
-    root = vectors * values.clamp_min(0.0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ B @ root).clamp_min(0.0).sqrt().sum()
-    return float((a.mean(0) - b.mean(0)).square().sum() + A.trace() + B.trace() - 2.0 * cross)
 
 
 def recall(evaluator: Evaluator, images: Tensor, captions: list[str], pool: list[str], seed: int) -> float:
@@ -80,6 +64,17 @@ def style_accuracy(evaluator: Evaluator, images: Tensor, styles: list[str]) -> d
     }
 
 
+def nearly_alike(pictures: data.Pictures) -> float:
+    """Share of captions drawn in both styles of `ALIKE` whose two pictures differ by less than 5 % root mean square."""
+    first, second = (
+        {c: i for i, (c, s) in enumerate(zip(pictures.captions, pictures.styles, strict=True)) if s == style}
+        for style in sorted(ALIKE)
+    )
+    both = [c for c in first if c in second]
+    a, b = (pictures.images[[rows[c] for c in both]].float() / 255.0 for rows in (first, second))
+    return float(((a - b).square().mean(dim=(1, 2, 3)).sqrt() < 0.05).float().mean())
+
+
 def judge(
     evaluator: Evaluator, images: Tensor, rows: data.Pictures, against: Tensor, pool: list[str], seed: int
 ) -> dict[str, float]:
@@ -87,7 +82,7 @@ def judge(
         **style_accuracy(evaluator, images, rows.styles),
         "recall_at_10_of_100": recall(evaluator, images, rows.captions, pool, seed),
         "score": float(evaluator.score(images, rows.prompts()).mean()),
-        "frechet": frechet(evaluator.features(images), against),
+        "frechet": frechet_distance(evaluator.features(images), against),
     }
 
 
@@ -131,7 +126,7 @@ def main() -> None:
     seen, unseen = choose(train, args.count, args.seed), choose(val, args.count, args.seed)
     subjects = {
         "real_train": (seen.images.float() / 255.0, seen, known),
-        "autoencoded_train": (autoencoded(pipeline.vae, seen.images), seen, known),
+        "autoencoded_train": ((autoencoder.given_back(pipeline.vae, seen.images) + 1.0) / 2.0, seen, known),
         "real_val": (unseen.images.float() / 255.0, unseen, unknown),
         "generated_train": (draw(pipeline, seen.prompts(), args.seed), seen, known),
         "generated_val": (draw(pipeline, unseen.prompts(), args.seed), unseen, unknown),
@@ -139,6 +134,7 @@ def main() -> None:
     report = {
         "autoencoder_val_psnr_db": autoencoder.psnr(pipeline.vae, val.images),
         "evaluator_val": style_accuracy(evaluator, val.images.float() / 255.0, val.styles),
+        "val_3d_and_color_nearly_alike": nearly_alike(val),
         **{
             name: judge(evaluator, images, rows, features, pool, args.seed)
             for name, (images, rows, pool) in subjects.items()
