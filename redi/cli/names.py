@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -35,6 +36,7 @@ COMBINERS: Final = ("nearest", "least-squares", "nnls", "affine")
 TRANSPORTS: Final = ("value", "residual", "defect")
 RETRIEVERS: Final[Mapping[str, str]] = {"exact": "Exact", "faiss": "Faiss", "hnsw": "Hnsw", "scann": "Scann"}
 
+_KARRAS: Final = "-karras"
 # these walk a flow's schedule when they are told to; the others of a diffusion model cannot
 _CAN_FLOW: Final = ("dpmsolver++", "dpmsolver++3", "deis", "unipc")
 
@@ -42,12 +44,19 @@ _CAN_FLOW: Final = ("dpmsolver++", "dpmsolver++3", "deis", "unipc")
 def solver(name: str, trained: Any) -> DiffusersSolver:
     """The solver of this name for a model whose pipeline came with the scheduler `trained`.
 
+    Args:
+        name: one of `SOLVERS`; with `-karras` after it, on the noise levels of Karras et al. (2022).
+        trained: a diffusers scheduler.
+
     Raises:
         InvalidInputError: there is no such solver.
         UnsupportedSolverError: the model was trained for another kind.
     """
+    name, karras = name.removesuffix(_KARRAS), name.endswith(_KARRAS)
     if name not in SOLVERS:
-        raise InvalidInputError(f"there is no solver {name!r}; there is: {', '.join(SOLVERS)}")
+        raise InvalidInputError(
+            f"there is no solver {name!r}; there is: {', '.join(SOLVERS)}; most also with {_KARRAS} after the name"
+        )
     import diffusers
 
     from redi.schedules import PLAIN, Timetable
@@ -73,9 +82,16 @@ def solver(name: str, trained: Any) -> DiffusersSolver:
             )
         shift = trained.config.get("shift", trained.config.get("flow_shift", 1.0))
         settings = {**settings, "use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+    kind = getattr(diffusers, class_name)
+    if karras:
+        if flow or "use_karras_sigmas" not in inspect.signature(kind).parameters:
+            raise UnsupportedSolverError(
+                f"{name} cannot walk Karras noise levels with this model; leave {_KARRAS} away"
+            )
+        settings = {**settings, "use_karras_sigmas": True}
     # a shift that goes by the picture's size is the pipeline's to say when it is called
     told = Timetable(mu=0.0) if flow and trained.config.get("use_dynamic_shifting") else PLAIN
-    return DiffusersSolver.of(getattr(diffusers, class_name).from_config(trained.config, **settings), told)
+    return DiffusersSolver.of(kind.from_config(trained.config, **settings), told)
 
 
 def combiner(text: str) -> Combiner:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, IPNDMScheduler
 
 from redi.backends import Exact
@@ -40,6 +43,23 @@ def test_solvers_of_flow_models_predict_flow(name: str) -> None:
     grid = names.solver(name, FLOW).schedule(10)
     assert grid.prediction == "flow_prediction"
     assert (grid.signal + grid.noise).allclose((grid.signal + grid.noise).new_ones(()), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dpmsolver++", "dpmsolver++3", "deis", "unipc", "euler", "heun", "lms"])
+def test_karras_noise_levels(name: str) -> None:
+    """σ_i^(1/7) runs evenly from the model's largest noise level to its smallest (Karras et al. 2022, eq. 5)."""
+    grid = names.solver(f"{name}-karras", DIFFUSION).schedule(10)
+    sigmas = torch.unique((grid.noise / grid.signal)[: grid.fine]).double()
+    steps = sigmas.pow(1 / 7).diff()
+    assert torch.allclose(steps, steps.mean(), rtol=1e-3)
+    own = names.solver(name, DIFFUSION).schedule(1000)
+    assert (grid.noise / grid.signal)[0] == pytest.approx(float((own.noise / own.signal).max()), rel=1e-2)
+
+
+@pytest.mark.parametrize(("name", "trained"), [("ddim", DIFFUSION), ("pndm", DIFFUSION), ("unipc", FLOW)])
+def test_solvers_without_karras_noise_levels_say_so(name: str, trained: Any) -> None:
+    with pytest.raises(UnsupportedSolverError, match=f"{name} cannot walk Karras"):
+        names.solver(f"{name}-karras", trained)
 
 
 @pytest.mark.parametrize("name", ["flow-euler", "flow-heun", "ipndm"])
