@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from redi import zoo
     from redi.backends import Exact, Faiss, Hnsw, Index, Retriever, Scann
     from redi.builder import build
-    from redi.combiners import NNLS, Affine, Combiner, LeastSquares, Nearest
+    from redi.combiners import NNLS, Affine, Combiner, Kriging, LeastSquares, Nearest
     from redi.engine import ReDiEngine
     from redi.errors import ReDiError
     from redi.gate import Gate
@@ -38,6 +38,7 @@ _HOME = {
     "Hnsw": "backends",
     "Index": "backends",
     "KnowledgeBase": "knowledge_base",
+    "Kriging": "combiners",
     "LeapReport": "types",
     "LeastSquares": "combiners",
     "NNLS": "combiners",
@@ -75,6 +76,7 @@ __all__ = [
     "Hnsw",
     "Index",
     "KnowledgeBase",
+    "Kriging",
     "LeapReport",
     "LeastSquares",
     "Nearest",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from redi.errors import InvalidInputError
 
+_SUBTRACT: Final = "donot_use_mm_for_euclid_dist"  # ‖x‖² − 2 x·y + ‖y‖² has no digits left where keys lie close
 _EPS64: Final = float(np.finfo(np.float64).eps)
 
 
@@ -104,6 +105,31 @@ class Affine(Combiner):
         return _cast(affine_least_squares(K, q, self.ridge, rounding(keys)), query)
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Kriging(Combiner):
+    """Ordinary kriging (Cressie 1993, §3.2): the best unbiased prediction of a Gaussian process known at the keys.
+
+    Its covariance is exp(−r²/ℓ²), where ℓ² is the mean squared distance between two of the neighbours. Weights sum to
+    one as those of `Affine` do, but fall with distance: a query near some of the keys takes after these, and a query
+    far from all of them tend to a mean of the neighbours.
+
+    Args:
+        nugget: variance of what nearness does not explain, as a share of the process's. Small values interpolate, large
+            ones tend to the plain mean.
+    """
+
+    nugget: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (self.nugget > 0 and math.isfinite(self.nugget)):
+            raise InvalidInputError(f"nugget must be a finite number > 0, given {self.nugget}")
+
+    def weights(self, keys: Float[Tensor, "b k d"], query: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
+        """The kriging weights; they sum to one."""
+        return _cast(ordinary_kriging(_float64(keys).mT, _float64(query), self.nugget), query)
+
+
 def combine(weights: Float[Tensor, "b k"], values: Float[Tensor, "b k *s"]) -> Float[Tensor, "b *s"]:
     """Σ_i w_i value_i, accumulated in float32 (float64 where either is); the only place where weights are applied.
 
@@ -116,12 +142,8 @@ def combine(weights: Float[Tensor, "b k"], values: Float[Tensor, "b k *s"]) -> F
     """
     dtype = torch.promote_types(torch.promote_types(values.dtype, weights.dtype), torch.float32)
     w = weights.to(dtype).reshape(*weights.shape, *[1] * (values.ndim - 2))
-    # Neighbour by neighbour: half-precision values are never upcast all at once, and a sum that begins with its first
-    # term instead of with +0 keeps −0.
-    total = w[:, 0] * values[:, 0].to(dtype)
-    for i in range(1, values.shape[1]):
-        total.addcmul_(w[:, i], values[:, i].to(dtype))
-    return total
+    terms = w * values.to(dtype)
+    return terms.sum(1) if terms.shape[1] > 1 else terms[:, 0]  # a sum begins with +0, which would lose −0
 
 
 # The mathematics, in float64. K has the keys as columns, d × k with d ≫ k. Latents are far from the origin and differ
@@ -154,6 +176,25 @@ def affine_least_squares(
     u = ridge_solution(R, r, ridge * _frobenius(R) ** 2 / k, rcond * _frobenius(keys) / a_unit)
     u = _finite(u * (y_unit / a_unit)[:, None])
     return 1 / k + (u - u.mean(-1, keepdim=True))  # rounding left a sum of about 1e-16 · max|u|
+
+
+def ordinary_kriging(K: Float64[Tensor, "b d k"], q: Float64[Tensor, "b d"], nugget: float) -> Float64[Tensor, "b k"]:
+    """argmin_w wᵀ C w − 2 wᵀ c s.t. 1ᵀw = 1, with C = exp(−‖K_i − K_j‖²/ℓ²) + nugget I and c = exp(−‖q − K_i‖²/ℓ²).
+
+    All eigenvalues of C lie between nugget and k + nugget, so it may be inverted as it is.
+    """
+    k = K.shape[-1]
+    keys, query = _same_unit(K, q)
+    points, asked = keys.mT, query[:, None]
+    between = torch.cdist(points, points, compute_mode=_SUBTRACT).square()
+    scale = between.sum((-2, -1), keepdim=True) / max(1, k * (k - 1))
+    scale = torch.where(scale > 0, scale, 1)
+    ones = K.new_ones(len(K), k, 1)
+    C = torch.exp(-between / scale) + nugget * torch.eye(k, dtype=K.dtype, device=K.device)
+    c = torch.exp(-torch.cdist(points, asked, compute_mode=_SUBTRACT).square() / scale)
+    w, one = torch.cholesky_solve(torch.cat([c, ones], -1), torch.linalg.cholesky(C)).unbind(-1)
+    w = w + one * ((1 - w.sum(-1)) / one.sum(-1))[:, None]
+    return 1 / k + (w - w.mean(-1, keepdim=True))  # they sum to one already, up to rounding
 
 
 def nonnegative_least_squares(

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.optimize
+import scipy.spatial
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from redi.combiners import NNLS, Affine, Combiner, LeastSquares, Nearest, combine, nnls
+from redi.combiners import NNLS, Affine, Combiner, Kriging, LeastSquares, Nearest, combine, nnls
 from redi.errors import InvalidInputError
 from redi.testing import CombinerContract, neighbourhoods
 
@@ -49,6 +50,14 @@ class TestAffine(CombinerContract):
     @pytest.fixture
     def combiner(self) -> Combiner:
         return Affine()
+
+
+class TestKriging(CombinerContract):
+    affine = True
+
+    @pytest.fixture
+    def combiner(self) -> Combiner:
+        return Kriging()
 
 
 class TestInterpolation(CombinerContract):
@@ -202,10 +211,50 @@ def test_affine_weights_commute_with_a_shift() -> None:
         torch.testing.assert_close(shifted, combiner.weights(keys, query), rtol=1e-7, atol=1e-7)
 
 
+# -- kriging --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nugget", [0.01, 0.1, 1.0])
+def test_kriging_is_regression_by_generalized_least_squares_and_its_residual(nugget: float) -> None:
+    """Another way to the same number: the mean by generalized least squares, then the covariance with its residual."""
+    g = torch.Generator().manual_seed(3)
+    keys, query = torch.randn(1, 12, 5, generator=g).double(), torch.randn(1, 5, generator=g).double()
+    y = torch.randn(12, generator=g).double().numpy()
+    points, asked = keys[0].numpy(), query.numpy()
+    between = scipy.spatial.distance.pdist(points, "sqeuclidean")
+    length = between.mean()
+    C = np.exp(-scipy.spatial.distance.squareform(between) / length) + nugget * np.eye(12)
+    c = np.exp(-scipy.spatial.distance.cdist(asked, points, "sqeuclidean")[0] / length)
+    inverse = np.linalg.inv(C)
+    mean = (inverse @ y).sum() / inverse.sum()
+    expected = mean + c @ inverse @ (y - mean)
+    assert float(Kriging(nugget).weights(keys, query)[0].numpy() @ y) == pytest.approx(expected, rel=1e-9)
+
+
+def test_kriging_gives_a_far_query_the_same_weights_from_everywhere() -> None:
+    keys, query = far_cluster(seed=1, b=1, k=8, d=16, spread=1.0)
+    away = [Kriging().weights(keys, query + 100 * direction) for direction in torch.eye(16)[:4]]
+    for w in away[1:]:
+        torch.testing.assert_close(w, away[0])
+
+
+def test_kriging_is_accurate_far_from_the_origin() -> None:
+    keys, query = far_cluster(seed=2, b=3, k=16, d=512, spread=1e-3)
+    origin = keys.double().mean((0, 1))
+    near = Kriging().weights((keys.double() - origin) * 1e3, (query.double() - origin) * 1e3)
+    torch.testing.assert_close(Kriging().weights(keys.double(), query.double()), near, rtol=1e-6, atol=1e-9)
+
+
+def test_a_small_nugget_gives_a_key_asked_for_nearly_all_the_weight() -> None:
+    keys, _ = far_cluster(seed=4, b=2, k=6, d=32, spread=1.0)
+    w = Kriging(nugget=1e-9).weights(keys.double(), keys[:, 2].double())
+    torch.testing.assert_close(w, torch.eye(6).double()[[2, 2]], atol=1e-6, rtol=0)
+
+
 # -- applying -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("combiner", [Nearest(), Affine(), Affine(0.0)])
+@pytest.mark.parametrize("combiner", [Nearest(), Affine(), Affine(0.0), Kriging()])
 def test_one_neighbour_is_handed_back_bit_for_bit(combiner: Combiner) -> None:
     keys, query = far_cluster(8, b=2, k=1, d=64)
     values = torch.randn(2, 1, 3, 5)
@@ -229,6 +278,14 @@ def test_scalars_combine_too() -> None:
 
 
 def test_refusals() -> None:
-    for make in (lambda: Affine(-1.0), lambda: Affine(float("nan")), lambda: LeastSquares(2.0)):
+    nan = float("nan")
+    wrong = (
+        lambda: Affine(-1.0),
+        lambda: Affine(nan),
+        lambda: LeastSquares(2.0),
+        lambda: Kriging(0.0),
+        lambda: Kriging(nan),
+    )
+    for make in wrong:
         with pytest.raises(InvalidInputError, match="given"):
             make()

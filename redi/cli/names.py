@@ -32,7 +32,7 @@ SOLVERS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "flow-euler": ("FlowMatchEulerDiscreteScheduler", {}),
     "flow-heun": ("FlowMatchHeunDiscreteScheduler", {}),
 }
-COMBINERS: Final = ("nearest", "least-squares", "nnls", "affine")
+COMBINERS: Final = ("nearest", "least-squares", "nnls", "affine", "kriging")
 TRANSPORTS: Final = ("value", "residual", "defect")
 RETRIEVERS: Final[Mapping[str, str]] = {"exact": "Exact", "faiss": "Faiss", "hnsw": "Hnsw", "scann": "Scann"}
 
@@ -95,23 +95,26 @@ def solver(name: str, trained: Any) -> DiffusersSolver:
 
 
 def combiner(text: str) -> Combiner:
-    """The combiner of this name; `affine:0.5` gives the ridge.
+    """The combiner of this name; `affine:0.5` gives its ridge, `kriging:0.2` its nugget.
 
     Raises:
-        InvalidInputError: there is no such combiner, or the ridge is no number.
+        InvalidInputError: there is no such combiner, or what follows is no number.
     """
-    from redi.combiners import NNLS, Affine, LeastSquares, Nearest
+    from redi.combiners import NNLS, Affine, Kriging, LeastSquares, Nearest
 
-    name, _, ridge = text.partition(":")
+    name, _, amount = text.partition(":")
     plain: dict[str, type[Combiner]] = {"nearest": Nearest, "least-squares": LeastSquares, "nnls": NNLS}
-    if name in plain and not ridge:
+    smooth: dict[str, type[Affine] | type[Kriging]] = {"affine": Affine, "kriging": Kriging}
+    if name in plain and not amount:
         return plain[name]()
-    if name == "affine":
+    if name in smooth:
         try:
-            return Affine(ridge=float(ridge)) if ridge else Affine()
+            return smooth[name](float(amount)) if amount else smooth[name]()
         except ValueError as e:
-            raise InvalidInputError(f"--combiner {text}: the ridge must be a number ≥ 0, given {ridge!r}") from e
-    raise InvalidInputError(f"there is no combiner {text!r}; there is: {', '.join(COMBINERS)}, affine:RIDGE")
+            raise InvalidInputError(f"--combiner {text}: expected {name}:NUMBER, given {amount!r} as the number") from e
+    raise InvalidInputError(
+        f"there is no combiner {text!r}; there is: {', '.join(COMBINERS)}, affine:RIDGE, kriging:NUGGET"
+    )
 
 
 def transport(name: str) -> Transport:

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, IPNDMSched
 
 from redi.backends import Exact
 from redi.cli import names
-from redi.combiners import NNLS, Affine, LeastSquares, Nearest
+from redi.combiners import NNLS, Affine, Kriging, LeastSquares, Nearest
 from redi.errors import InvalidInputError, PlanError, ReDiError, UnsupportedSolverError
 from redi.plan import Plan
 from redi.solvers import DiffusersSolver
@@ -92,13 +92,15 @@ def test_unknown_solver_lists_the_known() -> None:
         ("affine", Affine()),
         ("affine:0.5", Affine(ridge=0.5)),
         ("affine:0", Affine(ridge=0.0)),
+        ("kriging", Kriging()),
+        ("kriging:0.5", Kriging(nugget=0.5)),
     ],
 )
 def test_combiners(text: str, expected: object) -> None:
     assert names.combiner(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "affine:x", "affine:-1", "affine:nan", "nearest:1", "mean"])
+@pytest.mark.parametrize("text", ["", "affine:x", "affine:-1", "affine:nan", "kriging:0", "nearest:1", "mean"])
 def test_combiners_that_are_none(text: str) -> None:
     with pytest.raises(ReDiError):
         names.combiner(text)
