@@ -29,12 +29,15 @@ _NEAR: Final = 1 << 19  # bytes of a tile that is converted for one query, so th
 _USEFUL: Final = 2.0**-5  # a bound looser than this share of ‖y‖² tells few keys apart
 _SCORES: Final = 1 << 23  # approximate distances held at once
 _STRETCH: Final = 1 << 20  # elements converted to float64 at once
+_COPIED: Final = 1 << 26  # bytes of a float32 copy of half-precision keys: it halves what a single query costs
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class ExactIndex(Index):
     """Keys as they were given, their centre, and their squared distances to it.
+
+    Half-precision keys that take at most 64 MB as float32 are held as that too, from the first search on.
 
     Args:
         keys: float16 or float32; may be a memory map.
@@ -58,6 +61,11 @@ class ExactIndex(Index):
     def _offset(self) -> float:
         """‖c‖."""
         return float(self.centre.double().norm())
+
+    @cached_property
+    def _multiplied(self) -> Float[Tensor, "n d"]:
+        """The keys as products read them."""
+        return self.keys.float() if 4 * self.keys.numel() <= _COPIED else self.keys
 
     def _search(
         self, queries: Float32[ndarray, "b d"], k: int
@@ -94,19 +102,20 @@ class ExactIndex(Index):
         A key is out if even the least value its a_i can have exceeds what at least k keys surely have.
         """
         products = self._products(u.float(), width, centred=centred).T
-        a = self.norms - 2 * products.to(torch.float64, memory_format=torch.contiguous_format)
+        a = torch.sub(self.norms, products.to(torch.float64, memory_format=torch.contiguous_format), alpha=2)
         y, offset = self.norms.sqrt(), 0.0 if centred else self._offset
         tau = error_bound(y, u.norm(dim=1), self.keys.shape[1], width, offset, _input_rounding(u.device))
-        surely = torch.kthvalue(a + tau, k, dim=1, keepdim=True).values
+        surely = torch.topk(a + tau, k, largest=False, sorted=False).values.amax(1, keepdim=True)
         return a - tau <= surely
 
     def _products(self, u: Float32[Tensor, "b d"], width: int, *, centred: bool) -> Float32[Tensor, "n b"]:
         """u·x_i, or u·(x_i − c), tile by tile; a tile that needs no arithmetic is used where it lies."""
-        n, d = self.keys.shape
+        keys = self._multiplied
+        n, d = keys.shape
         width = min(d, width)
         one = len(u) == 1
-        in_place = self.keys.dtype == torch.float32 and not centred
-        anywhere = in_place or self.keys.device.type != "cpu"
+        in_place = keys.dtype == torch.float32 and not centred
+        anywhere = in_place or keys.device.type != "cpu"
         chunk_bytes = self.chunk_bytes if anywhere else min(self.chunk_bytes, _NEAR if one else 2 * _NEAR)
         rows = n if one and in_place else min(n, max(1, chunk_bytes // (4 * width)))
         products = torch.zeros(n, len(u), device=u.device)
@@ -114,7 +123,7 @@ class ExactIndex(Index):
         for top in range(0, n, rows):
             out = products[top : top + rows]
             for left in range(0, d, width):
-                y = self.keys[top : top + rows, left : left + width]
+                y = keys[top : top + rows, left : left + width]
                 if not in_place:
                     room = tile[: y.numel()].view(y.shape)
                     y = torch.sub(y, self.centre[left : left + width], out=room) if centred else room.copy_(y)
@@ -219,8 +228,8 @@ def error_bound(
         inputs: further relative rounding of every u_j and y_j.
     """
     relative = (1 + inputs) ** 2 * (1 + error_of_sums(d, width)) - 1
-    u = u[:, None]
-    return 2 * relative * (y + offset) * u + 2.0**-22 * y.square() + d * 2.0**-124 * (1 + y + offset + u)
+    x, tiny = y + offset, d * 2.0**-124
+    return torch.addcmul(2.0**-22 * y.square() + tiny * (1 + x), u[:, None], 2 * relative * x + tiny)
 
 
 def _input_rounding(device: torch.device) -> float:
