@@ -14,6 +14,7 @@ from torch import Tensor
 
 from redi.backends import Retriever
 from redi.combiners import Affine, Combiner, combine
+from redi.cost import Cost
 from redi.errors import InvalidInputError, PlanError
 from redi.gate import Gate
 from redi.knowledge_base import KnowledgeBase
@@ -22,6 +23,7 @@ from redi.recall import Recall, Stopwatch
 from redi.solvers import DiffusersSolver, SolverAdapter, SolverState
 from redi.table import Key, Table, require
 from redi.transports import Defect, Transport, Value, check
+from redi.tuned import Tunings
 from redi.types import LeapReport
 
 _HISTORY: Final = ("carry", "fresh")
@@ -41,9 +43,10 @@ class ReDiEngine:
         retriever: how they are found; None is what suits the number of rows.
         key: what they are found by; None is the denoised prediction where a leap calls the model, else the sample.
         neighbors: H, how many.
-        gate: when they are near enough.
+        gate: when they are near enough, and how far to believe them.
         retrieve_at: leaps at which neighbours are looked up; in between the last ones serve.
         history: after a jump, combine the neighbours' solver history (`carry`) or begin anew (`fresh`).
+        notes: what every report shall say besides.
     """
 
     knowledge_base: KnowledgeBase
@@ -57,6 +60,7 @@ class ReDiEngine:
     gate: Gate = field(default_factory=Gate)
     retrieve_at: Sequence[int] = (0,)
     history: Literal["carry", "fresh"] = "carry"
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.neighbors < 1:
@@ -72,21 +76,30 @@ class ReDiEngine:
 
     @classmethod
     def serving(
-        cls, kb: KnowledgeBase, plan: Plan | str | None = None, *, transport: Transport | None = None, **choices: Any
+        cls, kb: KnowledgeBase, plan: Plan | str | None = None, *, max_error: float | None = None, **choices: Any
     ) -> list[ReDiEngine]:
         """Engines with the solver the rows were solved with, one for each plan.
+
+        What is not chosen is what `redi.tune` found for the plan, else an engine's own default.
 
         Args:
             kb: the knowledge base.
             plan: the one to serve; None is every plan the knowledge base was built for.
-            transport: of every leap; None is `Defect()`, or `Value()` for a solver that Defect does not suit.
-            choices: the other fields of an engine.
+            max_error: error that may be expected of a sample that leaps, as a fraction of the plain solver's at the
+                same number of calls; needs a tuned plan.
+            choices: the other fields of an engine; None leaves one open. The transport of a plan that is not tuned is
+                `Defect()`, or `Value()` for a solver that Defect does not suit.
+
+        Raises:
+            InvalidInputError: `max_error` for a plan that is not tuned, or that is served otherwise than it was tuned.
         """
         mark = kb.fingerprint
         solver = DiffusersSolver.from_config(mark.scheduler, mark.scheduler_config)
-        transport = transport or (Defect() if solver.suits_coarse else Value())
+        given = {name: choice for name, choice in choices.items() if choice is not None}
+        usual: dict[str, Any] = {"transport": Defect() if solver.suits_coarse else Value()}
+        tunings = Tunings.read(kb)
         plans = [Plan.parse(p) if isinstance(p, str) else p for p in (kb.config.plans if plan is None else [plan])]
-        return [cls(kb, solver, p, transport=transport, **choices) for p in plans]
+        return [cls(kb, solver, p, **(usual | tunings.fields(str(p), given, max_error))) for p in plans]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ReDiEngine:
         return self  # nothing in it evolves, and its rows stay on the disk: a copied pipeline shares it
@@ -140,7 +153,8 @@ class ReDiEngine:
             with watch("gather"):
                 keys = self.table.keys(ids[mine, :width], leap)
             with watch("combine"):
-                weights[mine, :width] = self.combiner.weights(keys, flat[mine]).float()
+                found = self.combiner.weights(keys, flat[mine])
+                weights[mine, :width] = (self.gate.scales(distances[mine])[:, None] * found).float()
         return Recall(ids, weights, distances, hit)
 
     def leap(
@@ -194,7 +208,10 @@ class ReDiEngine:
         notes: Sequence[str] = (),
     ) -> LeapReport:
         """What one generation did, in words: see `LeapReport`."""
-        prompts = self.knowledge_base.prompts
+        prompts, trust = self.knowledge_base.prompts, self.gate.trust
+        expected = [
+            float(trust.errors(torch.tensor([distances]))[0]) if trust and distances else None for _, distances in found
+        ]
         return LeapReport(
             plan=str(self.plan),
             nfe=nfe,
@@ -206,7 +223,9 @@ class ReDiEngine:
             sources=tuple(tuple(prompts[i] for i in ids) for ids, _ in found),
             solver=str(self.solver),
             seconds=dict(seconds),
-            notes=tuple(notes),
+            notes=(*self.notes, *notes),
+            expected=tuple(expected) if trust else (),
+            break_even=Cost.of(self.knowledge_base, self.route).break_even,
         )
 
     @torch.no_grad()

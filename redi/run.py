@@ -162,7 +162,7 @@ class LeapingRun(Run):
                 recall = recall.nearest()
             if self.on_miss == "error" and not recall.hit.all():
                 missed = (~recall.hit).nonzero().flatten().tolist()
-                raise MissError({i: float(recall.distances[i, 0]) for i in missed}, engine.gate.max_distance)
+                raise MissError({i: float(recall.distances[i, 0]) for i in missed}, engine.gate.reach)
             self.recall = recall
             if self.first is None:
                 self.first, self.switching = recall, True

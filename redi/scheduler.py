@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, get_args
 import torch
 
 from redi.backends import Retriever
-from redi.combiners import Affine, Combiner
+from redi.combiners import Combiner
 from redi.engine import ReDiEngine
 from redi.errors import FingerprintMismatchError, InvalidInputError
 from redi.gate import Gate
@@ -45,10 +45,11 @@ def enable(
     combiner: Combiner | None = None,
     retriever: Retriever | None = None,
     key: Key | None = None,
-    neighbors: int = 16,
+    neighbors: int | None = None,
     gate: Gate | None = None,
-    retrieve_at: Sequence[int] = (0,),
-    history: Literal["carry", "fresh"] = "carry",
+    max_error: float | None = None,
+    retrieve_at: Sequence[int] | None = None,
+    history: Literal["carry", "fresh"] | None = None,
     on_mismatch: Literal["error", "plain"] = "error",
     on_miss: OnMiss | None = None,
     seed: int = 0,
@@ -56,18 +57,21 @@ def enable(
     """Serve a knowledge base inside a pipeline: from now on `pipe(prompt)` leaps.
 
     The knowledge base's solver stands in for the pipeline's scheduler, and its noise bank supplies the starting noise,
-    until `disable`.
+    until `disable`. What is left open is served as `redi.tune` found it best, else by the defaults of `ReDiEngine`.
 
     Args:
         pipe: a diffusers text-to-image pipeline, the one the knowledge base was built with.
         kb: the knowledge base.
         plan: the one to serve; None picks, at every call, the knowledge base's first plan of the steps asked for.
+            With `max_error`, a call that asks for no steps gets the plan of the fewest calls whose error is allowed.
         transport: of every leap; None is `Defect()`, or `Value()` for a jump of a solver that Defect does not suit.
         combiner: how neighbours are weighed.
         retriever: how they are found; None is what suits the number of rows.
         key: what they are found by.
         neighbors: how many.
         gate: when they are near enough.
+        max_error: error that may be expected of a sample that leaps, as a fraction of the plain solver's at the same
+            number of calls; needs a tuned knowledge base.
         retrieve_at: leaps at which they are looked up; in between the last ones serve.
         history: of the solver after a jump.
         on_mismatch: what a call with other settings than the knowledge base's gets: an error, or the plain solver.
@@ -80,7 +84,8 @@ def enable(
         FingerprintMismatchError: the pipeline is not the one the rows came from.
         PlanError: the plan does not suit the solver, the transport or the key.
         KnowledgeBaseError: the rows do not hold what the plan needs.
-        InvalidInputError: redi is active already, or the pipeline does not start from noise.
+        InvalidInputError: redi is active already, the pipeline does not start from noise, or no error can be foretold
+            that `max_error` could be compared with.
     """
     if not isinstance(kb, KnowledgeBase):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidInputError(
@@ -105,11 +110,12 @@ def enable(
         kb,
         plan,
         transport=transport,
-        combiner=combiner or Affine(),
+        combiner=combiner,
         retriever=retriever,
         key=key,
         neighbors=neighbors,
-        gate=gate or Gate(),
+        gate=gate,
+        max_error=max_error,
         retrieve_at=retrieve_at,
         history=history,
     )

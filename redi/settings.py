@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -65,8 +66,8 @@ def decide(
         **arguments,
         **{name: value for name, value in {**ours, **mark.settings}.items() if name in absent},
     }
-    if "num_inference_steps" not in given and len(by_steps) == 1 and not begin:
-        filled["num_inference_steps"] = next(iter(by_steps))
+    if "num_inference_steps" not in given and not begin and (own := _unasked(engines)) is not None:
+        filled["num_inference_steps"] = own.plan.steps
 
     differences: dict[str, tuple[object, object]] = {
         name: (getattr(mark, name), value) for name, value in changeable(pipe).items() if getattr(mark, name) != value
@@ -101,6 +102,20 @@ def decide(
             "to run the plain solver where they differ",
         )
     return Decision(None, filled, (f"plain solver: {', '.join(sorted(differences))} differ from the knowledge base's",))
+
+
+def _unasked(engines: Sequence[ReDiEngine]) -> ReDiEngine | None:
+    """What serves a call that asks for no number of steps: the cheapest whose error is allowed, or the only one.
+
+    Where no error is allowed, it is the one whose error is the least: its gate sees to the samples.
+    """
+    judged = [(e.gate.trust.average, e) for e in engines if e.gate.trust and e.gate.max_error < math.inf]
+    allowed = [e for error, e in judged if error <= e.gate.max_error]
+    if allowed:
+        return min(allowed, key=lambda e: e.route.nfe)
+    if judged:
+        return min(judged, key=lambda found: found[0])[1]
+    return engines[0] if len({e.plan.steps for e in engines}) == 1 else None
 
 
 def walked(pipe: Any, arguments: Mapping[str, Any]) -> Any:

@@ -63,7 +63,7 @@ class Table:
             stored = rows.samples[route.leaps[0].start].dtype  # a bracket needs no more precision than its row had
             found = {"bracket": brackets(rows, route, transport, solver).to(stored)}
             for at in retrieve_at:
-                found[f"key.{at}"] = _key(rows, key, route.leaps[at])
+                found[f"key.{at}"] = key_of(rows, key, route.leaps[at])
             for i, leap in enumerate(route.leaps):
                 for name, leaf in rows.history.get(leap.stop, {}).items() if not route.plan.own_grid else ():
                     found[f"history.{i}.{name}"] = leaf
@@ -177,7 +177,8 @@ def _check_key(key: Key, route: Route, at: int) -> None:
         raise PlanError("the sample at entry 0 is the shared noise, the same for every row; use key='denoised'")
 
 
-def _key(rows: Rows, key: Key, leap: Segment) -> Float[Tensor, "n d"]:
+def key_of(rows: Rows, key: Key, leap: Segment) -> Float[Tensor, "n d"]:
+    """What rows are found by at a leap."""
     match key:
         case "denoised":
             return rows.denoised[leap.start].flatten(1)

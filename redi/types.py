@@ -91,6 +91,9 @@ class LeapReport:
         solver: whose steps were taken.
         seconds: stage → wall seconds.
         notes: anything worth saying in words.
+        expected: per picture, the error expected of it as a fraction of the plain solver's at the same number of calls;
+            None where it did not leap, nothing where the knowledge base is not tuned.
+        break_even: pictures after which the knowledge base has paid for itself in model calls; None if never.
     """
 
     plan: str
@@ -104,6 +107,8 @@ class LeapReport:
     solver: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])
     notes: tuple[str, ...] = ()
+    expected: tuple[float | None, ...] = ()
+    break_even: int | None = None
 
     def __str__(self) -> str:
         pictures = len(self.leapt)
@@ -125,6 +130,10 @@ class LeapReport:
                 lines += [f"from        {', '.join(map(repr, found[:3]))}{more}"] if found else []
             if nearest:
                 lines.append(f"distance    {min(nearest):.4g} … {max(nearest):.4g} (L2 of the nearest key)")
+            if expected := [e for e in self.expected if e is not None]:
+                lines.append(f"expected    {min(expected):.2f} … {max(expected):.2f} of the plain solver's error")
+        if self.break_even is not None:
+            lines.append(f"cost        the knowledge base has paid for itself after {self.break_even:,} pictures")
         if self.seconds:
             stages = ", ".join(f"{stage} {1e3 * s:.1f} ms" for stage, s in self.seconds.items())
             lines.append(f"seconds     {stages}")
