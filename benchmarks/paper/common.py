@@ -118,7 +118,7 @@ class World:
                         bar.set_postfix_str(way.name)
                         if way.plan is not None and w not in engines:
                             engines[w] = self.engine(way, rows)
-                        x, calls = self._run(way, engines.get(w), denoise, noise, numbers[at : at + size])
+                        x, calls = self.run(way, engines.get(w), denoise, noise, numbers[at : at + size])
                         save(file, x, calls)
                     kept = load_file(file)
                     found[w, noise, at] = kept["latents"], int(kept["calls"])
@@ -146,9 +146,10 @@ class World:
         )
         return engine
 
-    def _run(
+    def run(
         self, way: Way, engine: ReDiEngine | None, denoise: Denoiser, noise: int, numbers: Int64[Tensor, "b two"]
-    ) -> tuple[Tensor, int]:
+    ) -> tuple[Float[Tensor, "b c h w"], int]:
+        """Latents of one batch by a way, and its model calls."""
         ids = torch.full((len(numbers),), noise)
         x, solver = self.start(ids), self.solver(way.solver)
         grid = solver.schedule(way.steps)

@@ -99,19 +99,19 @@ class Judge:
             "frechet": self._of(frechet_distance, p.features, ref.features),
             "frechet_latents": self._of(frechet_distance, own, theirs),
             "latent_error": self._of(_mean, self.errors(p)),
-            "ssim": self._of(_mean, similar),
-            "text_score": self._of(_mean, p.scores),
+            "ssim": self._of(_mean, similar, signed=True),
+            "text_score": self._of(_mean, p.scores, signed=True),
         }
 
     def _to_real(self, features: Tensor) -> float:
         assert self.real is not None
         return frechet_distance(features, self.real)
 
-    def _of(self, statistic: Any, *samples: Tensor) -> Interval:
+    def _of(self, statistic: Any, *samples: Tensor, signed: bool = False) -> Interval:
         seed = self.world.settings.seed
         found = bootstrap(statistic, *samples, groups=self.groups, repeats=self.repeats, seed=seed)
         # a Fréchet distance is not negative, however near its interval comes to zero
-        return found if statistic is _mean else Interval(found.value, max(found.low, 0.0), found.high)
+        return found if signed else Interval(found.value, max(found.low, 0.0), found.high)
 
     def table(self, ways: Sequence[Way], made: Sequence[Made]) -> list[dict[str, Any]]:
         """A row for each way: settings, calls, measures."""
@@ -150,6 +150,10 @@ class Judge:
                 d = paired(x, y, self.groups, repeats=10 * self.repeats, seed=self.world.settings.seed)
                 row[measure] = [d.interval.value, d.interval.low, d.interval.high]
                 row[f"{measure}_p"] = d.p
+            if self.real is not None:
+                # the same draws of captions for both, so that what they have in common cancels
+                i = self._of(lambda x, y: self._to_real(x) - self._to_real(y), a.features, b.features, signed=True)
+                row["frechet_real"] = [i.value, i.low, i.high]
             rows.append(row)
         for name in ("latent_error_p", "text_score_p"):
             for row, p in zip(rows, holm([r[name] for r in rows]), strict=True):

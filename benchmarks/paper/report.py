@@ -83,7 +83,9 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] = COLUMN
 
 def comparison(words: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Paired differences as markdown, under what is compared."""
+    real = "frechet_real" in rows[0]
     heads = ["", "against", "calls", "latent L2, difference", "p", "image–text, difference", "p"]
+    heads += ["Fréchet to real, difference"] * real
     lines = [
         [
             r["way"],
@@ -93,10 +95,11 @@ def comparison(words: str, rows: Sequence[Mapping[str, Any]]) -> str:
             f"{r['latent_error_p']:.2g}",
             cell(r, "text_score"),
             f"{r['text_score_p']:.2g}",
+            *[cell(r, "frechet_real")] * real,
         ]
         for r in rows
     ]
-    signs = "Negative latent L2 is nearer to the fine solve; p-values are Holm-adjusted."
+    signs = "Negative distances are nearer; p-values are Holm-adjusted."
     return f"{words} {signs}\n\n{markdown(heads, lines)}"
 
 
@@ -135,7 +138,8 @@ def curves(
 def draw(axes: Any, series: Mapping[str, Sequence[Mapping[str, Any]]], measure: str, x: str) -> None:
     """The lines of one panel."""
     for name, rows in series.items():
-        points = sorted((r[x], *r[measure]) for r in rows if measure in r)
+        # the fine solve itself is no point of a logarithmic axis
+        points = sorted((r[x], *r[measure]) for r in rows if measure in r and abs(r[measure][0]) > 1e-9)
         if not points:
             continue
         at, value, low, high = zip(*points, strict=True)
