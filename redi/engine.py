@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from redi.backends import Retriever
-from redi.combiners import Affine, Combiner, combine
+from redi.combiners import Combiner, Kriging, combine
 from redi.cost import Cost
 from redi.errors import InvalidInputError, PlanError
 from redi.gate import Gate
@@ -53,10 +53,10 @@ class ReDiEngine:
     solver: SolverAdapter
     plan: Plan
     transport: Transport = field(default_factory=Defect)
-    combiner: Combiner = field(default_factory=Affine)
+    combiner: Combiner = field(default_factory=Kriging)
     retriever: Retriever | None = None
     key: Key | None = None
-    neighbors: int = 16
+    neighbors: int = 64
     gate: Gate = field(default_factory=Gate)
     retrieve_at: Sequence[int] = (0,)
     history: Literal["carry", "fresh"] = "carry"
@@ -78,7 +78,7 @@ class ReDiEngine:
     def serving(
         cls, kb: KnowledgeBase, plan: Plan | str | None = None, *, max_error: float | None = None, **choices: Any
     ) -> list[ReDiEngine]:
-        """Engines with the solver the rows were solved with, one for each plan.
+        """Engines with one solver, one for each plan.
 
         What is not chosen is what `redi.tune` found for the plan, else an engine's own default.
 
@@ -87,8 +87,9 @@ class ReDiEngine:
             plan: the one to serve; None is every plan the knowledge base was built for.
             max_error: error that may be expected of a sample that leaps, as a fraction of the plain solver's at the
                 same number of calls; needs a tuned plan.
-            choices: the other fields of an engine; None leaves one open. The transport of a plan that is not tuned is
-                `Defect()`, or `Value()` for a solver that Defect does not suit.
+            choices: the other fields of an engine; None leaves one open. The solver is that of the rows, or where every
+                plan is coarse `for_coarse_steps` of it. The transport of a plan that is not tuned is `Defect()`, or
+                `Value()` for a solver that Defect does not suit.
 
         Raises:
             InvalidInputError: `max_error` for a plan that is not tuned, or that is served otherwise than it was tuned.
@@ -96,10 +97,13 @@ class ReDiEngine:
         mark = kb.fingerprint
         solver = DiffusersSolver.from_config(mark.scheduler, mark.scheduler_config)
         given = {name: choice for name, choice in choices.items() if choice is not None}
-        usual: dict[str, Any] = {"transport": Defect() if solver.suits_coarse else Value()}
-        tunings = Tunings.read(kb)
         plans = [Plan.parse(p) if isinstance(p, str) else p for p in (kb.config.plans if plan is None else [plan])]
-        return [cls(kb, solver, p, **(usual | tunings.fields(str(p), given, max_error))) for p in plans]
+        usual: dict[str, Any] = {
+            "solver": solver.for_coarse_steps(mark.steps) if all(p.own_grid for p in plans) else solver,
+            "transport": Defect() if solver.suits_coarse else Value(),
+        }
+        tunings = Tunings.read(kb)
+        return [cls(kb, plan=p, **(usual | tunings.fields(str(p), given, max_error))) for p in plans]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ReDiEngine:
         return self  # nothing in it evolves, and its rows stay on the disk: a copied pipeline shares it

@@ -41,6 +41,7 @@ def enable(
     kb: KnowledgeBase,
     *,
     plan: Plan | str | None = None,
+    solver: DiffusersSolver | None = None,
     transport: Transport | None = None,
     combiner: Combiner | None = None,
     retriever: Retriever | None = None,
@@ -64,6 +65,8 @@ def enable(
         kb: the knowledge base.
         plan: the one to serve; None picks, at every call, the knowledge base's first plan of the steps asked for.
             With `max_error`, a call that asks for no steps gets the plan of the fewest calls whose error is allowed.
+        solver: whose steps are taken; None is the solver of the rows, or where every plan is coarse its
+            `for_coarse_steps`.
         transport: of every leap; None is `Defect()`, or `Value()` for a jump of a solver that Defect does not suit.
         combiner: how neighbours are weighed.
         retriever: how they are found; None is what suits the number of rows.
@@ -98,8 +101,8 @@ def enable(
     if len(kb) == 0:
         raise InvalidInputError(f"{kb.path} holds no finished rows; run redi build first")
     mark = kb.fingerprint
-    solver = DiffusersSolver.from_config(mark.scheduler, mark.scheduler_config)
-    given = fingerprint(pipe, solver, steps=mark.steps, guidance=mark.guidance, sample_shape=mark.sample_shape)
+    rows = DiffusersSolver.from_config(mark.scheduler, mark.scheduler_config)
+    given = fingerprint(pipe, rows, steps=mark.steps, guidance=mark.guidance, sample_shape=mark.sample_shape)
     differences = mark.differences(given, ignoring=(*_PER_CALL, *_OF_THE_SOLVER))
     differences |= _trained_otherwise(mark.scheduler_config, pipe.scheduler.config)
     if differences:
@@ -109,6 +112,7 @@ def enable(
     engines = ReDiEngine.serving(
         kb,
         plan,
+        solver=solver,
         transport=transport,
         combiner=combiner,
         retriever=retriever,
@@ -119,7 +123,9 @@ def enable(
         retrieve_at=retrieve_at,
         history=history,
     )
-    scheduler = solver.scheduler()
+    chosen = engines[0].solver
+    assert isinstance(chosen, DiffusersSolver)
+    scheduler = chosen.scheduler()
     server = Server(engines, scheduler, loop_code(pipe), on_mismatch, on_miss, seed)
     Interception(pipe, scheduler, server).install()
 

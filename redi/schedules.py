@@ -91,6 +91,13 @@ class Grid:
         """Whether this is the whole schedule."""
         return len(self) == self.fine and not self.timetable.begin
 
+    def meets(self, other: Grid) -> bool:
+        """Whether two schedules pass the same noise levels at the same timesteps; they may end at different ones."""
+        levels = ((self.signal, other.signal), (self.noise, other.noise))
+        return torch.equal(self.timesteps.cpu(), other.timesteps.cpu()) and all(
+            torch.allclose(a[:-1], b[:-1]) for a, b in levels
+        )
+
     def subset(self, entries: Sequence[int]) -> Grid:
         """The same schedule at fewer points: `entries` are fine entries, ascending, without the end N."""
         position = {entry: i for i, entry in enumerate(self.entries)}

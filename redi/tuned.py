@@ -184,7 +184,11 @@ class Tunings:
         """
         tuned = self.plans.get(plan)
         found = {} if tuned is None else tuned.choices
-        other = [n for n, v in {**found, "retrieve_at": _RETRIEVED_ONCE}.items() if _differs(given.get(n, v), v)]
+        other = [
+            n
+            for n, v in {**found, "retrieve_at": _RETRIEVED_ONCE, "solver": None}.items()
+            if _differs(given.get(n, v), v)
+        ]
         fields: dict[str, Any] = {"notes": (self.note,) if self.note else ()} | found | dict(given)
         if max_error is not None and (tuned is None or other or "gate" in given):
             why = (

@@ -155,8 +155,7 @@ def test_the_pipeline_and_our_own_loop_agree(tmp_path: Path) -> None:
         without, with_prompt = both.chunk(2)
         return without + GUIDANCE * (with_prompt - without)
 
-    solver = DiffusersSolver.from_config(kb.fingerprint.scheduler, kb.fingerprint.scheduler_config)
-    engine = redi.ReDiEngine(kb, solver, Plan.parse("coarse:5/12"), neighbors=3)
+    (engine,) = redi.ReDiEngine.serving(kb, "coarse:5/12", neighbors=3)
     outside, _ = engine.sample(denoise, noise, condition=(negative, embeds), noise_ids=ids)
     assert relative(inside, outside) <= 1e-6
 
@@ -624,6 +623,22 @@ def test_a_prompt_given_twice_gets_two_pictures(tmp_path: Path) -> None:
     assert len({first, second, third}) == 3
     latents(pipe, "an old house")
     assert redi.report(pipe).noise_ids == (other,)
+
+
+def test_the_solver_may_be_chosen_and_a_jump_has_that_of_its_rows(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "dpm")
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+    rows = DiffusersSolver.from_config(kb.fingerprint.scheduler, kb.fingerprint.scheduler_config)
+    made = {}
+    for name, solver in {"usual": None, "of the rows": rows}.items():
+        redi.enable(pipe, kb, solver=solver, neighbors=3)
+        made[name] = latents(pipe, ["a red car", "an old fox"], num_inference_steps=5)
+        assert redi.report(pipe).solver == type(pipe.scheduler).__name__
+        assert redi.report(pipe).solver == ("DEISMultistepScheduler" if solver is None else rows.name)
+        redi.disable(pipe)
+    assert not torch.equal(made["usual"], made["of the rows"])
+    jump = knowledge_base(pipe, tmp_path / "jump", "jump:4:8/12")
+    assert [e.solver.identity() for e in redi.ReDiEngine.serving(jump)] == [rows.identity()]
 
 
 def test_of_plans_with_equal_steps_the_first_is_served(tmp_path: Path) -> None:

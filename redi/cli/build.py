@@ -30,7 +30,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="emoji (bundled), a local diffusers folder, or a Hub id")
     parser.add_argument("prompts", help=f"{prompt_lists.FORMS}; - for lines from stdin; for emoji also train, heldout")
     parser.add_argument("kb", help="folder of the knowledge base; one of the same settings is continued")
-    parser.add_argument("--solver", default="dpmsolver++", metavar="NAME", help=", ".join(names.SOLVERS))
+    parser.add_argument(
+        "--solver",
+        metavar="NAME",
+        help=f"{', '.join(names.SOLVERS)}; most also with -karras after the name; by default dpmsolver++-karras, "
+        "for flow models dpmsolver++",
+    )
     parser.add_argument(
         "--plan",
         default="coarse:8/40",
@@ -116,7 +121,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
             pipe = _load(given, several)
             settings: dict[str, Any] = {
                 "plans": plans,
-                "solver": names.solver(given.solver, pipe.scheduler),
+                "solver": names.fine_solver(pipe.scheduler, given.solver),
                 "noises": given.noises,
                 "seed": given.seed,
                 "diversity": given.diversity,

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 HELP = "see it work: build, generate and compare with the bundled model"
 RESUMES = "finished rows are kept, the same command resumes"
 
-_SOLVER: Final = "dpmsolver++"
 # every solver here is among those that people use at few steps; Karras spacing is what many of them turn on
 _PLAIN: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
     ("DPM-Solver++ 2M", "dpmsolver++", {}),
@@ -101,7 +100,7 @@ def _build(given: argparse.Namespace, console: Console, pipe: Any, prompts: list
                 prompts,
                 folder,
                 plans=[plan],
-                solver=names.solver(_SOLVER, pipe.scheduler),
+                solver=names.fine_solver(pipe.scheduler),
                 seed=given.seed,
                 guidance=models.guidance_of(models.BUNDLED),
                 batch_size=given.batch_size,
@@ -127,7 +126,7 @@ def _race(given: argparse.Namespace, console: Console, pipe: Any, kb: KnowledgeB
             kb,
             prompts,
             {label: stock(name, more) for label, name, more in _PLAIN},
-            fine=stock(_SOLVER, {}),
+            fine=names.fine_solver(pipe.scheduler).scheduler(),
             steps=given.steps,
             batch_size=min(given.batch_size, given.prompts),
             progress=bar,

@@ -31,9 +31,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", metavar="P", help="the plan to serve; by default the knowledge base's first")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the starting noise")
     parser.add_argument("--guidance", type=float, metavar="G", help="by default the knowledge base's")
-    parser.add_argument("--neighbors", type=int, default=16, metavar="H", help="rows that a leap learns from")
+    parser.add_argument("--neighbors", type=int, metavar="H", help="rows that a leap learns from")
     parser.add_argument(
-        "--combiner", default="affine", metavar="NAME", help=f"{', '.join(names.COMBINERS)}; affine:0.5 sets the ridge"
+        "--combiner",
+        metavar="NAME",
+        help=f"{', '.join(names.COMBINERS)}; affine:0.5 sets its ridge, kriging:0.2 its nugget",
     )
     parser.add_argument(
         "--retriever", metavar="R", help=f"{', '.join(names.RETRIEVERS)}, with settings: see redi index"
@@ -65,7 +67,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
     out = Path(given.out)
     if out.exists() and not out.is_dir():
         raise InvalidInputError(f"--out {out} is a file; expected a folder for the pictures")
-    combiner = names.combiner(given.combiner)
+    combiner = names.combiner(given.combiner) if given.combiner else None
     transport = names.transport(given.transport) if given.transport else None
     retriever = names.retriever(given.retriever) if given.retriever else None
     plan = names.plans(given.plan) if given.plan else None

@@ -164,3 +164,11 @@ def test_a_shift_by_the_pictures_size_is_left_to_the_pipeline() -> None:
     trained = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     for name in ("flow-euler", "unipc", "dpmsolver++"):
         assert names.solver(name, trained).config["use_dynamic_shifting"] is True
+
+
+def test_rows_are_solved_on_karras_noise_levels_where_the_model_has_such() -> None:
+    fine = names.fine_solver(DDIMScheduler())
+    assert (fine.name, fine.config["use_karras_sigmas"]) == ("DPMSolverMultistepScheduler", True)
+    flow = names.fine_solver(FlowMatchEulerDiscreteScheduler(shift=3.0))
+    assert (flow.name, flow.config["use_flow_sigmas"]) == ("DPMSolverMultistepScheduler", True)
+    assert names.fine_solver(DDIMScheduler(), "unipc").name == "UniPCMultistepScheduler"

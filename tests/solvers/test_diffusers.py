@@ -508,6 +508,35 @@ def test_a_leap_cannot_begin_inside_a_singlestep_step():
         Route.lay(Plan.jump(5, 8, 20), schedule_of(make("single2"), 20))
 
 
+# --- coarse steps of another solver ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", CONFIGURATIONS)
+@pytest.mark.parametrize("steps", [12, 40])
+def test_whoever_takes_the_coarse_steps_passes_the_same_samples(label, steps):
+    solver = DiffusersSolver.of(make(label))
+    other = solver.for_coarse_steps(steps)
+    assert solver.schedule(steps).meets(other.schedule(steps))
+    assert other.schedule(steps).prediction == solver.schedule(steps).prediction
+    assert other is solver or (solver.name, other.name) == ("DPMSolverMultistepScheduler", "DEISMultistepScheduler")
+
+
+@pytest.mark.parametrize("spaced", [{}, {"use_karras_sigmas": True}, {"timestep_spacing": "trailing"}])
+def test_deis_takes_the_coarse_steps_of_dpmsolver(spaced):
+    solver = DiffusersSolver.of(diffusers.DPMSolverMultistepScheduler(**spaced))
+    assert solver.for_coarse_steps(40).name == "DEISMultistepScheduler"
+
+
+def test_schedules_meet_only_at_equal_levels_and_times():
+    plain, karras = (
+        DiffusersSolver.of(diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=on)).schedule(9)
+        for on in (False, True)
+    )
+    assert plain.meets(plain)
+    assert not plain.meets(karras)
+    assert not plain.meets(replace(plain, timesteps=plain.timesteps + 1))
+
+
 # --- half precision, quiet ----------------------------------------------------------------------------------------
 
 
