@@ -56,8 +56,8 @@ format: $(READY) ## ruff's formatter and its safe fixes
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: $(READY) ## model calls against quality on the bundled model; leaves bench/quality.json and quality.png
-	$(BIN)/python benchmarks/quality.py --out bench
+bench: $(READY) ## model calls against quality on the bundled model, an hour or two; leaves bench/quality
+	$(BIN)/python -m benchmarks.quality --json bench/quality/quality.json
 
 $(VENV)/.ready-docs: $(READY)
 	$(INSTALL) --editable '.[docs]'

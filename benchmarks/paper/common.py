@@ -143,6 +143,7 @@ class World:
             combiner=way.combiner,
             neighbors=way.neighbors,
             key=way.key,
+            retrieve_at=way.retrieve_at,
         )
         return engine
 
@@ -166,10 +167,12 @@ class World:
         )
         return out, report.nfe
 
+    def identity(self) -> list[str]:
+        """What latents depend on besides the way, the prompts and the noise."""
+        return [str(s) for s in (self.settings.seed, self.settings.rows, self.guidance)]
+
     def _file(self, way: Way, noise: int, texts: Sequence[str]) -> Path:
-        said = "\n".join(
-            [way.identity(), *texts, *map(str, (noise, self.settings.seed, self.settings.rows, self.guidance))]
-        )
+        said = "\n".join([way.identity(), *texts, str(noise), *self.identity()])
         return self.settings.cache / "latents" / f"{hashlib.sha1(said.encode()).hexdigest()[:20]}.safetensors"
 
 

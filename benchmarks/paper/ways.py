@@ -26,6 +26,7 @@ class Way:
         key: what they are found by; None is the transport's own.
         published: model calls as the paper counts them.
         most: rows of the knowledge base that are served, None for all.
+        retrieve_at: leaps at which neighbours are looked up.
         switch: step from which the second prompt of a query is used.
     """
 
@@ -41,6 +42,7 @@ class Way:
     published: int | None = None
     most: int | None = None
     switch: int | None = None
+    retrieve_at: tuple[int, ...] = (0,)
 
     def identity(self) -> str:
         """Everything the latents depend on, as text."""

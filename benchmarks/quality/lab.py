@@ -1,0 +1,160 @@
+"""The bundled model with rows on Karras noise levels, as every study here uses it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from benchmarks import bundled
+from benchmarks.paper.common import World
+from benchmarks.paper.denoiser import Denoiser
+from benchmarks.paper.settings import Settings
+from benchmarks.paper.ways import Way
+from benchmarks.quality import plain
+from redi import Defect, DiffusersSolver, Gate, KnowledgeBase, Kriging, Plan, ReDiEngine, zoo
+from redi.combiners import Combiner
+
+STEPS: Final = 40
+PLANS: Final[Mapping[int, str]] = {
+    3: "at:0,16,24/40",
+    4: "at:0,12,19,25/40",
+    5: "at:0,7,16,23,29/40",
+    6: "at:0,6,12,18,24,30/40",
+    8: "at:0,4,10,15,20,25,30,36/40",
+    10: "coarse:10/40",
+    12: "coarse:12/40",
+    16: "coarse:16/40",
+    20: "coarse:20/40",
+}
+"""Calls → where they are made. Up to 8 they were moved one by one until nothing improved (`… quality grids`)."""
+
+COARSE: Final = "deis-karras"
+"""Whose coarse steps are corrected."""
+
+NEIGHBORS: Final = 64
+COMBINER: Final[Combiner] = Kriging(nugget=0.1)
+
+
+class Lab(World):
+    """Queries that start from bank noises, or beside them.
+
+    Args:
+        settings: how much.
+        pipe: from `bundled.load`.
+        guidance: scale of rows and queries.
+        away: η; queries start from √(1 − η²) · bank noise + η · fresh noise.
+    """
+
+    def __init__(self, settings: Settings, pipe: Any, guidance: float = bundled.GUIDANCE, away: float = 0.0) -> None:
+        super().__init__(settings, pipe, guidance)
+        self.away = away
+
+    def solver(self, name: str) -> DiffusersSolver:
+        """A solver and its spacing."""
+        return plain.solver(name, self.pipe.scheduler)
+
+    def rows(self, name: str, prompts: int, noises: int | None = None) -> KnowledgeBase:
+        """Rows of so many train prompts for every plan."""
+        lab = (
+            self if noises is None else Lab(dataclasses.replace(self.settings, noises=noises), self.pipe, self.guidance)
+        )
+        plans = [*PLANS.values(), *(f"coarse:{n}/{STEPS}" for n in PLANS), "jump:10:30/40"]
+        return lab.build(name, plain.FINE, list(dict.fromkeys(plans)), zoo.prompts("emoji", "train")[:prompts])
+
+    def start(self, ids: Tensor) -> Tensor:
+        """Bank noise, or something beside it that is the same at every call."""
+        bank = super().start(ids)
+        if not self.away:
+            return bank
+        fresh = torch.randn(bank.shape, generator=torch.Generator().manual_seed(1000 + int(ids[0])))
+        return (1 - self.away**2) ** 0.5 * bank + self.away * fresh
+
+    def identity(self) -> list[str]:
+        """And how far from the bank queries start."""
+        return [*super().identity(), *([f"eta {self.away}"] if self.away else [])]
+
+    def seconds(self, ways: Sequence[Way], rows: dict[str, KnowledgeBase]) -> list[float]:
+        """Wall time of one batch of queries by each way, the quickest of three; the batch is as large as any here."""
+        prompts = self.queries[: bundled.BATCH]
+        denoise = Denoiser(self.pipe, prompts, self.guidance)
+        numbers = torch.arange(len(prompts))[:, None].expand(-1, 2)
+        found: list[float] = []
+        for way in ways:
+            engine = None if way.plan is None else self.engine(way, rows)
+            taken: list[float] = []
+            for _ in range(1 if self.settings.quick else 3):
+                denoise.forget()
+                begun = time.perf_counter()
+                self.run(way, engine, denoise, 0, numbers)
+                taken.append(time.perf_counter() - begun)
+            found.append(min(taken))
+        return found
+
+    def engine(self, way: Way, rows: dict[str, KnowledgeBase]) -> ReDiEngine:
+        """With the way's own solver for coarse steps; without neighbours its gate is shut."""
+        assert way.rows is not None
+        assert way.plan is not None
+        kb = rows[way.rows]
+        shut = Gate(max_distance=0.0) if way.neighbors == 0 else Gate()
+        return ReDiEngine(
+            kb if way.most is None else self.fewer(kb, way.most),
+            self.solver(way.solver),
+            Plan.parse(way.plan),
+            transport=way.transport,
+            combiner=way.combiner,
+            neighbors=max(1, way.neighbors),
+            key=way.key,
+            retrieve_at=way.retrieve_at,
+            gate=shut,
+        )
+
+
+def fine() -> Way:
+    """What everything is measured against."""
+    return Way("fine", plain.FINE, STEPS)
+
+
+def served(calls: int, name: str = "redi", rows: str = "rows", **changes: Any) -> Way:
+    """The best known way with so many calls, or one that differs from it."""
+    given: dict[str, Any] = {
+        "solver": COARSE,
+        "steps": STEPS,
+        "plan": PLANS[calls],
+        "transport": Defect(),
+        "combiner": COMBINER,
+        "neighbors": NEIGHBORS,
+    }
+    return Way(f"{name} {calls}", rows=rows, **given | changes)
+
+
+def arguments(
+    argv: Sequence[str] | None, doc: str | None, studies: Sequence[str]
+) -> tuple[argparse.Namespace, Settings]:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"frontier (as none), {', '.join(studies)}")
+    parser.add_argument("--json", type=Path, default=Path("bench/quality/quality.json"), metavar="FILE")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="for rows and latents; by default beside the JSON")
+    parser.add_argument("--rows", type=int, default=4032, help="train prompts of the knowledge base, with every noise")
+    parser.add_argument("--queries", type=int, default=256, help="prompts of captions never seen")
+    parser.add_argument("--noises", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a look: figures of this size say little")
+    given = parser.parse_args(argv)
+    if unknown := set(given.studies) - {"frontier", *studies}:
+        parser.error(f"there is no study {', '.join(sorted(unknown))}; there is: frontier, {', '.join(studies)}")
+    if given.quick:
+        given.rows, given.queries, given.noises = 12, 4, 1
+    given.json.parent.mkdir(parents=True, exist_ok=True)
+    cache = given.cache or given.json.parent / "cache"
+    much = Settings(given.json.parent, cache, given.rows, given.queries, given.noises, given.seed, None, given.quick)
+    return given, much
