@@ -132,11 +132,12 @@ def curve(points: Sequence[Mapping[str, Any]], calls: int) -> dict[str, Any]:
     known = sorted((p["rows"], p["latent_error"][0]) for p in points if p["calls"] == calls and p["rows"])
     if len(known) < 3:
         return {"calls": calls}
-    (slope, level), errors = np.polyfit(*np.log(np.array(known)).T, 1), dict(known)
+    sizes, errors = np.array(known).T
+    slope, level = np.polyfit(np.log(sizes), np.log(errors), 1)
     return {
         "calls": calls,
         "exponent": -float(slope),
-        "last exponent": -math.log(errors[known[-1][0]] / errors[known[-2][0]]) / math.log(known[-1][0] / known[-2][0]),
+        "last exponent": float(np.log(errors[-2] / errors[-1]) / np.log(sizes[-1] / sizes[-2])),
         f"latent error at {GPU_HOURS_BUY:,} rows": float(np.exp(level + slope * math.log(GPU_HOURS_BUY))),
     }
 
