@@ -139,6 +139,7 @@ class World:
         (engine,) = ReDiEngine.serving(
             kb if way.most is None else self.fewer(kb, way.most),
             way.plan,
+            solver=self.solver(way.solver),
             transport=way.transport,
             combiner=way.combiner,
             neighbors=way.neighbors,
