@@ -18,7 +18,6 @@ from torch import Tensor
 
 from redi.errors import InvalidInputError
 
-_SUBTRACT: Final = "donot_use_mm_for_euclid_dist"  # ‖x‖² − 2 x·y + ‖y‖² has no digits left where keys lie close
 _EPS64: Final = float(np.finfo(np.float64).eps)
 
 
@@ -185,16 +184,24 @@ def ordinary_kriging(K: Float64[Tensor, "b d k"], q: Float64[Tensor, "b d"], nug
     """
     k = K.shape[-1]
     keys, query = _same_unit(K, q)
-    points, asked = keys.mT, query[:, None]
-    between = torch.cdist(points, points, compute_mode=_SUBTRACT).square()
-    scale = between.sum((-2, -1), keepdim=True) / max(1, k * (k - 1))
+    mean = keys.mean(-1, keepdim=True)
+    points = torch.cat([keys, query[..., None]], -1) - mean
+    between = _squared_distances(points)
+    scale = between[:, :k, :k].sum((-2, -1), keepdim=True) / max(1, k * (k - 1))
     scale = torch.where(scale > 0, scale, 1)
     ones = K.new_ones(len(K), k, 1)
-    C = torch.exp(-between / scale) + nugget * torch.eye(k, dtype=K.dtype, device=K.device)
-    c = torch.exp(-torch.cdist(points, asked, compute_mode=_SUBTRACT).square() / scale)
+    covariance = torch.exp(-between / scale)
+    C, c = covariance[:, :k, :k] + nugget * torch.eye(k, dtype=K.dtype, device=K.device), covariance[:, :k, k:]
     w, one = torch.cholesky_solve(torch.cat([c, ones], -1), torch.linalg.cholesky(C)).unbind(-1)
     w = w + one * ((1 - w.sum(-1)) / one.sum(-1))[:, None]
     return 1 / k + (w - w.mean(-1, keepdim=True))  # they sum to one already, up to rounding
+
+
+def _squared_distances(points: Float64[Tensor, "b d k"]) -> Float64[Tensor, "b k k"]:
+    """‖x_i − x_j‖² of points about their mean, where the products cancel no digits that the points have."""
+    gram = points.mT @ points
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    return (squares[:, :, None] - 2 * gram + squares[:, None]).clamp(min=0)
 
 
 def nonnegative_least_squares(
