@@ -183,9 +183,9 @@ def ordinary_kriging(K: Float64[Tensor, "b d k"], q: Float64[Tensor, "b d"], nug
     All eigenvalues of C lie between nugget and k + nugget, so it may be inverted as it is.
     """
     k = K.shape[-1]
-    keys, query = _same_unit(K, q)
-    mean = keys.mean(-1, keepdim=True)
-    points = torch.cat([keys, query[..., None]], -1) - mean
+    points = torch.cat([K.mT, q[:, None]], 1)  # one point after the other, as they lie in memory
+    points /= _largest(points)[:, None, None]  # squares cannot overflow
+    points -= points[:, :k].mean(1, keepdim=True)
     between = _squared_distances(points)
     scale = between[:, :k, :k].sum((-2, -1), keepdim=True) / max(1, k * (k - 1))
     scale = torch.where(scale > 0, scale, 1)
@@ -197,9 +197,9 @@ def ordinary_kriging(K: Float64[Tensor, "b d k"], q: Float64[Tensor, "b d"], nug
     return 1 / k + (w - w.mean(-1, keepdim=True))  # they sum to one already, up to rounding
 
 
-def _squared_distances(points: Float64[Tensor, "b d k"]) -> Float64[Tensor, "b k k"]:
+def _squared_distances(points: Float64[Tensor, "b k d"]) -> Float64[Tensor, "b k k"]:
     """‖x_i − x_j‖² of points about their mean, where the products cancel no digits that the points have."""
-    gram = points.mT @ points
+    gram = points @ points.mT
     squares = gram.diagonal(dim1=-2, dim2=-1)
     return (squares[:, :, None] - 2 * gram + squares[:, None]).clamp(min=0)
 
@@ -308,9 +308,15 @@ def _cast(w: Tensor, query: Tensor) -> Tensor:
 
 def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
     """Each sample divided by its largest magnitude (1 if that is 0), and that magnitude: squares cannot overflow."""
-    unit = x.abs().flatten(1).amax(1)
-    unit = torch.where(unit > 0, unit, 1)
+    unit = _largest(x)
     return x / unit.reshape(-1, *[1] * (x.ndim - 1)), unit
+
+
+def _largest(x: Tensor) -> Tensor:
+    """Each sample's largest magnitude, 1 if that is 0."""
+    axes = tuple(range(1, x.ndim))
+    unit = torch.maximum(x.amax(axes), -x.amin(axes))  # without a copy of magnitudes
+    return torch.where(unit > 0, unit, 1)
 
 
 def _same_unit(K: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:

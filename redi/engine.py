@@ -149,11 +149,12 @@ class ReDiEngine:
         with watch("retrieval"):
             ids, distances = self.table.search(flat, usable, leap, self.neighbors)
         weights = torch.zeros(ids.shape)
-        hit = ids[:, 0] >= 0
+        found_there = (ids >= 0).sum(1)
+        hit = found_there > 0
         hit[hit.clone()] = self.gate.opens(distances[hit])
         # samples whose noise has fewer than H rows are weighed on the rows there are
-        for width in (ids >= 0).sum(1)[hit].unique().tolist():
-            mine = hit & ((ids >= 0).sum(1) == width)
+        for width in sorted(set(found_there[hit].tolist())):
+            mine = hit & (found_there == width)
             with watch("gather"):
                 keys = self.table.keys(ids[mine, :width], leap)
             with watch("combine"):
@@ -169,14 +170,15 @@ class ReDiEngine:
         A sample that did not hit is handed back as it came.
         """
         watch = watch or Stopwatch()
-        if not recall.hit.any():
+        hits = int(recall.hit.sum())
+        if not hits:
             return propagated
-        ids = recall.ids[recall.hit].clamp(min=0)  # a missing neighbour has weight 0
+        those = recall if hits == len(recall.hit) else recall[recall.hit]
         with watch("gather"):
-            rows = self.table.bracket(ids, leap)
+            rows = self.table.bracket(those.ids.clamp(min=0), leap)  # a missing neighbour has weight 0
         with watch("combine"):
-            correction = combine(recall.weights[recall.hit], rows).to(propagated.device)
-            if recall.hit.all():
+            correction = combine(those.weights, rows).to(propagated.device)
+            if those is recall:
                 return (propagated.float() + correction).to(propagated.dtype)
             leapt = propagated.clone()
             hit = recall.hit.to(propagated.device)

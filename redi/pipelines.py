@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -41,13 +42,17 @@ def changeable(pipe: Any) -> dict[str, Any]:
     fused = sorted(getattr(pipe, "fused_loras", ()))
     return {
         "adapters": (*(active() if getattr(net, "peft_config", None) else ()), *fused),
-        "dtype": " stored as ".join(
-            (
-                _name(net.dtype),
-                *sorted({_name(p.dtype) for p in islice(net.parameters(), _LOOKED_AT) if p.itemsize == 1}),
-            )
-        ),
+        "dtype": _dtype(net),
     }
+
+
+def _dtype(net: Any) -> str:
+    """The precision a network computes in, and in which other its weights are stored."""
+    looked_at = list(islice(net.parameters(), _LOOKED_AT))
+    eight = sorted({_name(p.dtype) for p in looked_at if p.itemsize == 1})
+    if looked_at and not eight and not getattr(net, "_keep_in_fp32_modules", None) and looked_at[0].is_floating_point():
+        return _name(looked_at[0].dtype)  # what `net.dtype` says, which asks every module first: a millisecond
+    return " stored as ".join((_name(net.dtype), *eight))
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -128,7 +133,7 @@ def settings_of(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     What differs from picture to picture (prompts, pictures, embeddings), what only says how to hand over the result,
     and what the fingerprint has fields for is left out.
     """
-    parameters = inspect.signature(type(pipe).__call__).parameters
+    parameters = _parameters(type(pipe))
     return {
         name: plain
         for name, value in arguments.items()
@@ -136,6 +141,11 @@ def settings_of(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         and (plain := _plain(value)) is not None
         and not (name in parameters and plain == _plain(parameters[name].default))
     }
+
+
+@functools.cache
+def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(cls.__call__).parameters
 
 
 def _plain(value: Any) -> Any:
