@@ -148,7 +148,7 @@ class ReDiEngine:
         usable = torch.where(torch.isfinite(flat).all(1), noise_ids.cpu(), -1)  # what is not finite has no neighbours
         with watch("retrieval"):
             ids, distances = self.table.search(flat, usable, leap, self.neighbors)
-        weights = torch.zeros(ids.shape)
+        weights = torch.zeros(ids.shape, dtype=torch.float32)
         found_there = (ids >= 0).sum(1)
         hit = found_there > 0
         hit[hit.clone()] = self.gate.opens(distances[hit])
@@ -216,7 +216,8 @@ class ReDiEngine:
         """What one generation did, in words: see `LeapReport`."""
         prompts, trust = self.knowledge_base.prompts, self.gate.trust
         expected = [
-            float(trust.errors(torch.tensor([distances]))[0]) if trust and distances else None for _, distances in found
+            float(trust.errors(torch.tensor([distances], dtype=torch.float32))[0]) if trust and distances else None
+            for _, distances in found
         ]
         return LeapReport(
             plan=str(self.plan),

@@ -288,7 +288,16 @@ _IN_PIPELINE: Final = {
 }
 
 
-def _states(generator: torch.Generator | list[torch.Generator]) -> Iterator[bytes]:
-    """A digest of each generator's state: its seed and how much was drawn from it."""
-    for g in generator if isinstance(generator, list) else [generator]:
+def _states(generator: Any) -> Iterator[bytes]:
+    """A digest of each generator's state: its seed and how much was drawn from it.
+
+    Raises:
+        InvalidInputError: what is given in a generator's place is none.
+    """
+    for g in generator if isinstance(generator, (list, tuple)) else [generator]:  # pyright: ignore
+        if not isinstance(g, torch.Generator):
+            raise InvalidInputError(
+                f"generator must be a torch.Generator or a list of them, given {g!r}; for a seed: "
+                "torch.Generator().manual_seed(seed)"
+            )
         yield hashlib.blake2b(g.get_state().numpy().tobytes(), digest_size=16).digest()

@@ -6,11 +6,11 @@ import functools
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import Any, Final
 
 import torch
 
+from redi.alterations import adapters, plain_tensors, precision
 from redi.errors import InvalidInputError
 from redi.knowledge_base import Fingerprint, weight_hash
 from redi.solvers import DiffusersSolver
@@ -22,13 +22,14 @@ _NO_SETTINGS: Final = (
     *("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "output_type", "return_dict"),
     *("callback", "callback_steps", "callback_on_step_end", "callback_on_step_end_tensor_inputs"),
 )
-_LOOKED_AT: Final = 64  # parameters, for eight-bit weights; beyond embeddings and norms, which may be left as they were
+_DENOISERS: Final = ("unet", "transformer")
+_ENCODERS: Final = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _NOT_HASHED: Final = ("vae", "safety_checker", "vocoder")  # what comes after the last step
 
 
 def network(pipe: Any) -> torch.nn.Module:
     """The denoising network of a pipeline: its `unet` or `transformer`."""
-    for name in ("unet", "transformer"):
+    for name in _DENOISERS:
         module = getattr(pipe, name, None)
         if isinstance(module, torch.nn.Module):
             return _uncompiled(module)
@@ -37,26 +38,27 @@ def network(pipe: Any) -> torch.nn.Module:
 
 def changeable(pipe: Any) -> dict[str, Any]:
     """The fields of a pipeline's fingerprint that its user may change from one call to the next."""
-    net: Any = network(pipe)
-    active = getattr(pipe, "get_active_adapters", list)
-    fused = sorted(getattr(pipe, "fused_loras", ()))
-    return {
-        "adapters": (*(active() if getattr(net, "peft_config", None) else ()), *fused),
-        "dtype": _dtype(net),
-    }
+    net = network(pipe)
+    encoders = [_uncompiled(part) for name in _ENCODERS if (part := getattr(pipe, name, None)) is not None]
+    return {"adapters": adapters(pipe, [net, *encoders]), "dtype": precision(net)}
 
 
-def _dtype(net: Any) -> str:
-    """The precision a network computes in, and in which other its weights are stored."""
-    looked_at = list(islice(net.parameters(), _LOOKED_AT))
-    eight = sorted({_name(p.dtype) for p in looked_at if p.itemsize == 1})
-    if looked_at and not eight and not getattr(net, "_keep_in_fp32_modules", None) and looked_at[0].is_floating_point():
-        return _name(looked_at[0].dtype)  # what `net.dtype` says, which asks every module first: a millisecond
-    return " stored as ".join((_name(net.dtype), *eight))
+def parts_of(pipe: Any) -> dict[str, tuple[int, int]]:
+    """Which networks a pipeline has and how many tokens its text encoders know, to tell whether that changed."""
+    known: dict[str, tuple[int, int]] = {}
+    for name in (*_DENOISERS, *_ENCODERS):
+        if isinstance(part := getattr(pipe, name, None), torch.nn.Module):
+            tokens: Any = getattr(_uncompiled(part), "get_input_embeddings", lambda: None)()
+            known[name] = id(_uncompiled(part)), 0 if tokens is None else len(tokens.weight)
+    return known
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def denoising(pipe: Any) -> dict[str, torch.nn.Module]:
+    """The networks that are run before the last step, by name, the denoiser first."""
+    net = network(pipe)
+    parts = {name: _uncompiled(part) for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    first = {name: part for name, part in parts.items() if part is net}
+    return first | {name: part for name, part in sorted(parts.items()) if name not in (*_NOT_HASHED, *first)}
 
 
 def _uncompiled(module: torch.nn.Module) -> torch.nn.Module:
@@ -93,16 +95,12 @@ def fingerprint(
         settings: further arguments of the pipeline's call that are not its defaults.
         model: a name for the model; None takes the folder or Hub id it was loaded from.
     """
-    net = network(pipe)
-    others = [
-        (name, _uncompiled(module))
-        for name, module in sorted(pipe.components.items())
-        if isinstance(module, torch.nn.Module) and name not in _NOT_HASHED and _uncompiled(module) is not net
-    ]
+    (_, net), *others = denoising(pipe).items()
     tensors = [
-        (f"{part}.{name}", tensor)
+        plain
         for part, module in [("network", net), *others]
         for name, tensor in module.state_dict().items()
+        for plain in plain_tensors(f"{part}.{name}", tensor)
     ]
     if away := sorted({name.split(".")[0] for name, tensor in tensors if tensor.is_meta}):
         raise InvalidInputError(
@@ -141,6 +139,16 @@ def settings_of(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         and (plain := _plain(value)) is not None
         and not (name in parameters and plain == _plain(parameters[name].default))
     }
+
+
+def unsettled(settings: Mapping[str, Any]) -> list[str]:
+    """The names of those settings that no fingerprint could keep."""
+    fields = (*_NO_SETTINGS, "negative_prompt_embeds")
+    return [
+        name
+        for name, value in settings.items()
+        if (name in fields and name != "guidance_rescale") or (value is not None and _plain(value) is None)
+    ]
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from redi.errors import InvalidInputError
 from redi.knowledge_base import Config
 from redi.look import look
 from redi.noise import NoiseBank
-from redi.pipelines import check_size, fingerprint, settings_of
+from redi.pipelines import check_size, fingerprint, settings_of, unsettled
 from redi.plan import Plan, Route
 from redi.recorder import Recorder, listening
 from redi.schedules import PLAIN
@@ -87,6 +87,11 @@ class Recipe:
         if len({p.fine for p in plans}) > 1:
             raise InvalidInputError(f"plans of one build share their fine steps, given {', '.join(map(str, plans))}")
         check_size(pipe, height, width)
+        if lost := unsettled(settings or {}):
+            raise InvalidInputError(
+                f"settings cannot hold {', '.join(lost)}: a setting is a value that JSON can keep, the same for every "
+                "row, and no argument of this function; record what belongs to single pictures with redi.record"
+            )
         if solver is None:
             spec_of(pipe.scheduler)
         steps = plans[0].fine

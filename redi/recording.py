@@ -15,13 +15,14 @@ from redi.interception import Interception, Listener, Start, starts_from_picture
 from redi.knowledge_base import Config, Fingerprint, KnowledgeBase, Refusal, Writer
 from redi.knowledge_base.manifest import CONFIG
 from redi.look import told
+from redi.negatives import negative_prompts
 from redi.noise import NoiseBank
 from redi.pictures import row_names
 from redi.pipelines import changeable, fingerprint, settings_of
 from redi.plan import Plan, Route
 from redi.recorder import Recorder
 from redi.schedules import Timetable
-from redi.settings import REFUSED, negative_prompts
+from redi.settings import REFUSED
 from redi.solvers import DiffusersSolver
 from redi.starts import places_of, prompts_of, start_from
 from redi.transports import needs
@@ -91,6 +92,11 @@ class Recording(Listener):
             PlanError: a plan does not fit the steps it walks.
             FingerprintMismatchError: its settings are not those of the knowledge base.
         """
+        if self._call is not None:
+            raise InvalidInputError(
+                "this pipeline is in the middle of a call already (another thread's, or the one whose callback this "
+                "is); record from one call at a time"
+            )
         _refuse(pipe, arguments)
         self._call = call = _Call(arguments)
         try:
@@ -173,7 +179,7 @@ class Recording(Listener):
     def mark(self, call: _Call, solver: DiffusersSolver, steps: int) -> Fingerprint:
         """The fingerprint of a call."""
         given = call.arguments
-        (negative,) = negative_prompts(given.get("negative_prompt"))
+        (negative,) = negative_prompts(self.pipe, given)
         guidance, rescale = given.get("guidance_scale"), given.get("guidance_rescale")
         if self._mark is None:
             self._mark = fingerprint(
@@ -283,7 +289,7 @@ def _refuse(pipe: Any, arguments: Mapping[str, Any]) -> None:
     """
     wrong = [name for name in REFUSED if arguments.get(name)]
     wrong += [name for name in settings_of(pipe, arguments) if name in _BY_STEP]
-    if len(negative_prompts(arguments.get("negative_prompt"))) > 1:
+    if len(negative_prompts(pipe, arguments)) > 1:
         wrong.append("several negative prompts")
     if starts_from_picture(pipe) and arguments.get("latents") is not None:
         wrong.append("latents")

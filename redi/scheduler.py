@@ -14,7 +14,7 @@ from redi.errors import FingerprintMismatchError, InvalidInputError
 from redi.gate import Gate
 from redi.interception import Interception, active, loop_code
 from redi.knowledge_base import KnowledgeBase
-from redi.pipelines import fingerprint
+from redi.pipelines import fingerprint, parts_of
 from redi.plan import Plan
 from redi.run import OnMiss
 from redi.serving import Server
@@ -126,7 +126,7 @@ def enable(
     chosen = engines[0].solver
     assert isinstance(chosen, DiffusersSolver)
     scheduler = chosen.scheduler()
-    server = Server(engines, scheduler, loop_code(pipe), on_mismatch, on_miss, seed)
+    server = Server(engines, scheduler, loop_code(pipe), on_mismatch, on_miss, seed, parts=parts_of(pipe))
     Interception(pipe, scheduler, server).install()
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -13,6 +14,7 @@ from redi.engine import ReDiEngine
 from redi.errors import InvalidInputError, PlanError
 from redi.interception import Listener, Start
 from redi.jump import JumpRun
+from redi.pipelines import parts_of
 from redi.run import CoarseRun, OnMiss, PlainRun, Run
 from redi.settings import decide
 from redi.types import LeapReport
@@ -41,6 +43,7 @@ class Server(Listener):
     run: Run | None = None
     last: LeapReport | None = None
     deaf: bool = False
+    parts: Mapping[str, tuple[int, int]] | None = None  # the pipeline's networks when it was enabled
 
     def __post_init__(self) -> None:
         for engine in self.engines:
@@ -56,14 +59,23 @@ class Server(Listener):
                     + ", or 'nearest' or 'error'"
                 )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Server:
+        memo[id(self)] = mine = copy.copy(self)
+        for name, value in vars(self).items():
+            setattr(
+                mine, name, None if name == "parts" else copy.deepcopy(value, memo)
+            )  # a copy has networks of its own
+        return mine
+
     def call(self, pipe: Any, proceed: Callable[..., Any], arguments: dict[str, Any], given: frozenset[str]) -> Any:
         """Look at the call's settings, choose the plan, let the pipeline run, and write the report."""
-        self.last = None
-        if pipe.scheduler is not self.scheduler:
+        if self.run is not None:
             raise InvalidInputError(
-                f"the pipeline's scheduler became {type(pipe.scheduler).__name__} while redi serves it with a "
-                f"{type(self.scheduler).__name__} of its own; call redi.disable(pipe) first, then set the scheduler"
+                "this pipeline is in the middle of a call already (another thread's, or the one whose callback this "
+                "is), and a pipeline walks one schedule at a time; give each thread a copy.deepcopy of the pipeline"
             )
+        self.last = None
+        self.unchanged(pipe)
         decision = decide(self.engines, pipe, arguments, given, self.on_mismatch)
         told, engine = dict(decision.arguments), decision.engine
         if engine is not None:
@@ -79,6 +91,25 @@ class Server(Listener):
         finally:
             self.run = None
             self.scheduler.timesteps = self.scheduler.timesteps.as_subclass(Tensor)  # a jump's know their run
+
+    def unchanged(self, pipe: Any) -> None:
+        """Refuse a pipeline some part of which was put in another's place since redi was enabled.
+
+        Raises:
+            InvalidInputError: names it.
+        """
+        if pipe.scheduler is not self.scheduler:
+            raise InvalidInputError(
+                f"the pipeline's scheduler became {type(pipe.scheduler).__name__} while redi serves it with a "
+                f"{type(self.scheduler).__name__} of its own; call redi.disable(pipe) first, then set the scheduler"
+            )
+        now = parts_of(pipe)
+        before, self.parts = self.parts or now, self.parts or now
+        if other := [name for name, part in now.items() if before.get(name) != part]:
+            raise InvalidInputError(
+                f"the pipeline's {', '.join(other)} became another while redi is active, or learnt new tokens; call "
+                "redi.disable(pipe), and redi.enable it again with a knowledge base of what it is now"
+            )
 
     def begin(self, pipe: Any, engine: ReDiEngine | None, arguments: dict[str, Any]) -> Run:
         """The run of a call."""

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, final
 from redi.engine import ReDiEngine
 from redi.errors import FingerprintMismatchError
 from redi.interception import starts_from_picture
+from redi.negatives import negative_prompts
 from redi.pipelines import changeable, settings_of
 
 REFUSED: Final = ("timesteps", "sigmas", "denoising_end", "denoising_start", "eta")
@@ -84,8 +85,8 @@ def decide(
         mine, theirs = (said.get(name, "the pipeline's default") for said in (mark.settings, asked))
         if mine != theirs:
             differences[name] = (mine, theirs)
-    if negative_prompts(filled.get("negative_prompt")) != {mark.negative_prompt}:
-        differences["negative_prompt"] = (mark.negative_prompt, filled["negative_prompt"])
+    if (negative := negative_prompts(pipe, filled, mark.negative_prompt)) != {mark.negative_prompt}:
+        differences["negative_prompt"] = (mark.negative_prompt, filled.get("negative_prompt") or ", ".join(negative))
     latents = filled.get("latents")
     if latents is not None and begin:
         differences["latents"] = ("noise on a picture", "latents")
@@ -126,10 +127,3 @@ def walked(pipe: Any, arguments: Mapping[str, Any]) -> Any:
     scheduler = SimpleNamespace(timesteps=range(steps), order=1)
     kept, _ = type(pipe).get_timesteps(SimpleNamespace(scheduler=scheduler), steps, strength, None)
     return len(kept)
-
-
-def negative_prompts(given: str | list[str] | None) -> set[str]:
-    """The negative prompts of a call; "" for none."""
-    if given is None:
-        return {""}
-    return {given} if isinstance(given, str) else set(given)

@@ -43,7 +43,7 @@ def start_from(
         return bank.match(drawn.float().cpu() / start.scale), drawn
     keys = [f"redi:{seed}".encode()] if start.states is None else start.states
     keys = keys * len(drawn) if len(keys) == 1 else keys
-    ids, noise = torch.empty(len(drawn), dtype=torch.int64), torch.empty(drawn.shape)
+    ids, noise = torch.empty(len(drawn), dtype=torch.int64), torch.empty(drawn.shape, dtype=torch.float32)
     for name in dict.fromkeys(names):
         pictures = [i for i, other in enumerate(names) if other == name]
         ids[pictures], noise[pictures] = bank.draw([keys[i] for i in pictures])

@@ -96,7 +96,7 @@ class Table:
         """
         k = min(k, max(part.index.shape[0] for (leap, _), part in self.partitions.items() if leap == at))
         ids = torch.full((len(query), k), -1, dtype=torch.int64)
-        distances = torch.full((len(query), k), torch.inf)
+        distances = torch.full((len(query), k), torch.inf, dtype=torch.float32)
         for noise_id in noise_ids.unique().tolist():
             part = self.partitions.get((at, noise_id))
             if part is None:

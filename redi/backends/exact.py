@@ -118,8 +118,8 @@ class ExactIndex(Index):
         anywhere = in_place or keys.device.type != "cpu"
         chunk_bytes = self.chunk_bytes if anywhere else min(self.chunk_bytes, _NEAR if one else 2 * _NEAR)
         rows = n if one and in_place else min(n, max(1, chunk_bytes // (4 * width)))
-        products = torch.zeros(n, len(u), device=u.device)
-        tile = torch.empty(0 if in_place else rows * width, device=u.device)
+        products = torch.zeros(n, len(u), dtype=torch.float32, device=u.device)
+        tile = torch.empty(0 if in_place else rows * width, dtype=torch.float32, device=u.device)
         for top in range(0, n, rows):
             out = products[top : top + rows]
             for left in range(0, d, width):

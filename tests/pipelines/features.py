@@ -6,6 +6,7 @@ import copy
 import gc
 import io
 import tempfile
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import redi
-from redi.errors import FingerprintMismatchError
+from redi.errors import FingerprintMismatchError, InvalidInputError
 from tests.pipelines.beds import PROMPTS, STEPS, STRANGER, Bed, bed, parameters_of, relative
 
 EXACT = 1e-5  # relative, float32
@@ -217,6 +218,61 @@ def other_steps(it: Bed) -> None:
         it(PROMPTS, STEPS - 1)
 
 
+def compiled(it: Bed) -> None:
+    """A compiled network is the same network, compiled before or after enabling: the same rows serve, in as many calls."""
+    own = Bed(it.name)
+    name = "unet" if hasattr(own.pipe, "unet") else "transformer"
+    with own.counted() as calls:  # of the network itself, inside what the compiler makes of it
+        with own.enabled():
+            setattr(own.pipe, name, torch.compile(own.network, backend="eager"))
+            after = own(PROMPTS, own.few)
+            assert redi.report(own.pipe).nfe == 3
+        with own.enabled():
+            before = own(PROMPTS, own.few)
+    assert calls == [2 * 3 * _network_calls_per_step(own)]
+    assert max(relative(before, own.fine), relative(after, own.fine)) <= EXACT
+
+
+def adapters(it: Bed) -> None:
+    """A LoRA loaded after enabling is noticed at the next call; rows made with it serve it."""
+    peft = pytest.importorskip("peft")
+    own = Bed(it.name)
+    target = [n.rpartition(".")[2] for n, m in own.network.named_modules() if isinstance(m, torch.nn.Linear)]
+    config = peft.LoraConfig(r=2, target_modules=sorted(set(target) & {"to_q", "to_v"}), init_lora_weights=False)
+    with own.enabled():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            own.network.add_adapter(config, "mine")
+        with own.counted() as calls, pytest.raises(FingerprintMismatchError, match="adapters"):
+            own(PROMPTS, own.few)
+        assert calls == [0]
+    own.remember()
+    coarse(own)
+
+
+def eight_bits(it: Bed) -> None:
+    """Weights stored in eight bits after enabling are noticed at the next call, and have rows of their own."""
+    own = Bed(it.name)
+    with own.enabled():
+        own.network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+        with own.counted() as calls, pytest.raises(FingerprintMismatchError, match="float8_e4m3fn"):
+            own(PROMPTS, own.few)
+        assert calls == [0]
+    own.remember()
+    coarse(own)
+
+
+def offloaded(it: Bed) -> None:
+    """Weights that are offloaded once redi is enabled are served; before it they cannot be told from others."""
+    accelerate = pytest.importorskip("accelerate")
+    own = Bed(it.name)
+    with own.enabled():
+        accelerate.cpu_offload(own.network, torch.device("cpu"))
+        assert relative(own(PROMPTS, own.few), own.fine) <= EXACT
+    with pytest.raises(InvalidInputError, match="enable redi"), own.enabled():
+        pass
+
+
 def stochastic_scheduler(it: Bed) -> None:
     """A scheduler that draws noise in every step."""
     pipe = copy.copy(it.pipe)
@@ -323,7 +379,7 @@ FEATURES: dict[str, Callable[[Bed], None]] = {
     for f in (
         *(coarse, jump_value, jump_residual, jump_defect, recorded_calls, mixed_batches, batches, generators),
         *(pictures_per_prompt, callbacks, guidance_off, negative_prompts, guidance_rescale, half_precision, eta_zero),
-        *(progress, plain_fallback, deep_copies, saving, no_leaks),
+        *(compiled, adapters, eight_bits, offloaded, progress, plain_fallback, deep_copies, saving, no_leaks),
         *(eta, custom_schedule, denoising_window, other_guidance, other_steps, stochastic_scheduler),
     )
 }

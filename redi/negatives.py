@@ -1,0 +1,85 @@
+"""The negative prompts of a call, given as texts or as embeddings: are they those that the rows were made with?"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import weakref
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+_ALIKE: Final = 1e-2  # relative distance of two embeddings of one text, in half precision and in another batch
+_EMBEDDINGS: Final = "negative_prompt_embeds"
+_known: weakref.WeakKeyDictionary[Any, dict[Any, list[Tensor] | None]] = weakref.WeakKeyDictionary()
+
+
+def negative_prompts(pipe: Any, arguments: Mapping[str, Any], known: str = "") -> set[str]:
+    """The negative prompts of a call: their texts, "" for none.
+
+    Args:
+        pipe: the pipeline.
+        arguments: of its call.
+        known: a text that passed embeddings may turn out to be of. Others are named by a digest.
+
+    Returns:
+        Texts and names. Passed embeddings count as `known` where the pipeline cannot encode it any more.
+    """
+    passed: Any = arguments.get(_EMBEDDINGS)
+    if not isinstance(passed, Tensor):
+        given: str | list[str] | None = arguments.get("negative_prompt")
+        return {given or ""} if given is None or isinstance(given, str) else set(given)
+    names = {_name(row) for row in passed}
+    if names == {known}:
+        return names
+    own = None if known.startswith(_NAMED) else _encoded(pipe, known)
+    if own is None and not known.startswith(_NAMED):
+        return {known}
+    return {known if _any_alike(row, own or []) else _name(row) for row in passed}
+
+
+_NAMED: Final = "embeddings "
+
+
+def _name(row: Tensor) -> str:
+    # rounded, so that a copy in half precision has the same name
+    content = row.detach().to(device="cpu", dtype=torch.float16).contiguous().view(torch.uint8).numpy().tobytes()
+    return _NAMED + hashlib.blake2b(content, digest_size=4).hexdigest()
+
+
+def _any_alike(row: Tensor, own: list[Tensor]) -> bool:
+    x = row.detach().float().cpu()
+    return any(o.shape == x.shape and bool((x - o).norm() <= _ALIKE * o.norm()) for o in own)
+
+
+@torch.no_grad()
+def _encoded(pipe: Any, text: str) -> list[Tensor] | None:
+    """What a pipeline's text encoders make of a text, prompt and negative prompt; None if they cannot."""
+    encoders = tuple(id(part) for name, part in pipe.components.items() if name.startswith("text_encoder"))
+    kept = _known.setdefault(pipe, {})
+    if (text, encoders) not in kept:
+        kept.clear()
+        kept[text, encoders] = _encode(pipe, text)
+    return kept[text, encoders]
+
+
+def _encode(pipe: Any, text: str) -> list[Tensor] | None:
+    known = inspect.signature(pipe.encode_prompt).parameters if hasattr(pipe, "encode_prompt") else {}
+    wanted = {
+        "prompt": [text],
+        "negative_prompt": [text],
+        "device": getattr(pipe, "_execution_device", None),
+        "num_images_per_prompt": 1,
+        "num_videos_per_prompt": 1,
+        "do_classifier_free_guidance": True,
+    }
+    needed = [n for n, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    given = {name: value for name, value in {**dict.fromkeys(needed), **wanted}.items() if name in known}
+    try:
+        out = pipe.encode_prompt(**given) if known else ()
+    except Exception:  # encoders that were taken out of the pipeline, to save memory, fail in ways of their own
+        return None
+    tensors: list[Any] = [out] if isinstance(out, Tensor) else list(out)
+    return [t[0].detach().float().cpu() for t in tensors if isinstance(t, Tensor) and t.ndim > 1] or None
