@@ -219,7 +219,7 @@ def other_steps(it: Bed) -> None:
 
 
 def compiled(it: Bed) -> None:
-    """A compiled network is the same network, compiled before or after enabling: the same rows serve, in as many calls."""
+    """A network compiled before or after enabling is the same network: the same rows serve, in as many calls."""
     own = Bed(it.name)
     name = "unet" if hasattr(own.pipe, "unet") else "transformer"
     with own.counted() as calls:  # of the network itself, inside what the compiler makes of it
