@@ -8,12 +8,14 @@ from redi.knowledge_base.derived import Derived
 from redi.knowledge_base.fingerprint import Fingerprint, weight_hash
 from redi.knowledge_base.merge import Merged, merge
 from redi.knowledge_base.reader import KnowledgeBase
+from redi.knowledge_base.repair import Dropped, drop_damaged
 from redi.knowledge_base.verification import Problem, VerifyReport, verify
 from redi.knowledge_base.writer import Refusal, Writer
 
 __all__ = [
     "Config",
     "Derived",
+    "Dropped",
     "Fingerprint",
     "KnowledgeBase",
     "Merged",
@@ -21,6 +23,7 @@ __all__ = [
     "Refusal",
     "VerifyReport",
     "Writer",
+    "drop_damaged",
     "merge",
     "verify",
     "weight_hash",

@@ -62,7 +62,13 @@ class KnowledgeBase:
         seen = look(path)
         if seen.problems or seen.config is None or seen.manifest is None:
             lines = "\n".join(f"  {file}: {what}" for file, what in seen.problems)
-            raise KnowledgeBaseError(f"{path} is damaged:\n{lines}\nrestore these files, or build it anew")
+            shards = all(file.startswith("shards/") for file, _ in seen.problems)
+            instead = (
+                f"; or take out these shards alone with redi verify {path} --drop, and build on"
+                if shards
+                else ", or build it anew"
+            )
+            raise KnowledgeBaseError(f"{path} is damaged:\n{lines}\nrestore these files{instead}")
         return cls(path, seen.config, seen.manifest, seen.manifest_hash)
 
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from redi.knowledge_base import KnowledgeBase
 from tests.cli.conftest import Redi
 
 
@@ -83,6 +84,41 @@ def test_damage_is_named_and_ends_with_1(redi: Redi, kb: Path, tmp_path: Path) -
     assert done.code == 2
     assert "truncated" in done.err
     assert len(done.err.splitlines()) == 1
+
+
+def test_a_damaged_shard_is_taken_out_and_the_same_build_fills_it(
+    redi: Redi, model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "my knowledge – été"
+    build = (
+        "build",
+        model,
+        prompts,
+        folder,
+        "--plan",
+        "coarse:2/3",
+        "--shard-rows",
+        "3",
+        "--json",
+        tmp_path / "b.json",
+    )
+    assert redi(*build).code == 0
+    before = sorted(KnowledgeBase.open(folder).prompts)
+    shard = folder / "shards" / "00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-9])
+    done = redi(*build)
+    assert done.code == 2
+    assert "00001.safetensors: truncated" in done.err
+    assert f"redi verify {folder} --drop" in done.err
+    assert redi("verify", folder).code == 1
+    done = redi("verify", folder, "--drop", "--json", tmp_path / "v.json")
+    assert done.code == 0, done.err
+    said = json.loads((tmp_path / "v.json").read_text())
+    assert (said["dropped"], said["rows_dropped"], said["ok"]) == (["00001"], 3, False)
+    assert redi("verify", folder).code == 0
+    assert redi(*build).code == 0
+    assert json.loads((tmp_path / "b.json").read_text())["rows_new"] == 3
+    assert sorted(KnowledgeBase.open(folder).prompts) == before
 
 
 def test_a_folder_of_something_else(redi: Redi, tmp_path: Path) -> None:
