@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, final
@@ -168,3 +168,21 @@ class Config:
         )
         if found:
             raise FingerprintMismatchError(found, what_to_do)
+
+    def joined(self, given: Config, what_to_do: str, ignoring: Sequence[str] = ()) -> Config:
+        """This configuration, with the larger of both noise banks: a noise does not depend on how many there are.
+
+        Args:
+            given: the other.
+            what_to_do: ends the message.
+            ignoring: what else may differ.
+
+        Raises:
+            FingerprintMismatchError: they differ in more than the size of their noise banks; the fields are listed.
+        """
+        self.require(given, what_to_do, ("noise.size", *ignoring))
+        ours: Any = self.noise.get("size")
+        theirs: Any = given.noise.get("size")
+        if not (isinstance(ours, int) and isinstance(theirs, int) and theirs > ours):
+            return self
+        return replace(self, noise={**self.noise, "size": theirs})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast, final
 
 from redi.errors import KnowledgeBaseError
-from redi.knowledge_base import files, layout
+from redi.knowledge_base import exchange, files, layout
 from redi.knowledge_base.config import Config
 from redi.knowledge_base.manifest import CONFIG, MANIFEST, SHARDS, Manifest, Shard
 from redi.knowledge_base.tensorfile import TensorFile
@@ -51,6 +51,8 @@ def look(path: Path) -> Look:
     except KnowledgeBaseError as e:
         problems.append((MANIFEST, without(path / MANIFEST, e)))
     if config is not None and manifest is not None:
+        if manifest.config != config_hash and (fitting := exchange.fitting(path, manifest)) is not None:
+            config, config_hash = fitting, manifest.config
         if manifest.config != config_hash:
             problems.append((CONFIG, f"is not the one {MANIFEST} was written with: changed, damaged, or another's"))
         elif manifest.shards:

@@ -39,7 +39,7 @@ def merge(
     Every source is verified first, byte for byte. Interrupted, the same call goes on.
 
     Args:
-        sources: folders; the configuration of the first is the result's.
+        sources: folders; the configuration of the first is the result's, with the largest noise bank of them.
         out: folder of the result.
         shard_rows: rows of its shards.
         progress: told (rows looked at, rows in all).
@@ -58,7 +58,8 @@ def merge(
     config = parts[0].config
     for part in parts[1:]:
         # a machine may keep the model elsewhere: its weights make the rows, not its name
-        config.require(part.config, f"leave out {part.path}, or build it with the settings of {paths[0]}", ["model"])
+        what_to_do = f"leave out {part.path}, or build it with the settings of {paths[0]}"
+        config = config.joined(part.config, what_to_do, ["model"])
     for path in paths:
         if problems := verify(path).problems:
             named = ", ".join(f"{p.file} ({p.what})" for p in problems)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from redi.errors import InvalidInputError, KnowledgeBaseError, ReDiError
-from redi.knowledge_base import files, layout, shards
+from redi.knowledge_base import exchange, files, layout, shards
 from redi.knowledge_base.admission import admit
 from redi.knowledge_base.card import card
 from redi.knowledge_base.config import Config
@@ -87,13 +87,15 @@ class Writer:
 
     @classmethod
     def open(cls, path: str | Path, config: Config, shard_rows: int = 256, *, ranks: int = 1) -> Writer:
-        """Begin a knowledge base, or go on with one of the same configuration.
+        """Begin a knowledge base, or go on with one of the same configuration but for the size of its noise bank.
+
+        The larger bank stays.
 
         Shards that an interrupted build finished and did not come to list are checked byte for byte and listed now.
 
         Args:
             path: its folder, made if need be.
-            config: what the rows will be; the versions that wrote an existing one may differ.
+            config: what the rows will be; the versions that wrote an existing one and its number of noises may differ.
             shard_rows: rows of a full shard; what a crash can lose, per rank.
             ranks: how many will write together.
 
@@ -110,13 +112,14 @@ class Writer:
             raise KnowledgeBaseError(f"{path} cannot be made a folder ({e.strerror})") from e
         lock = Lock(path)
         try:
-            manifest, done = _continue(path, config)
-            writer = cls(path, config, shard_rows, lock, 0, ranks, shards.after(path))
+            existing, manifest, done = _continue(path, config)
+            writer = cls(path, existing, shard_rows, lock, 0, ranks, shards.after(path))
             writer._manifest, writer._done, writer._known = manifest, done, set(done)
             writer._seen = {s.name for s in manifest.shards}
             writer.list_finished(adopting=True)
             with _disk(path):
                 shards.sweep(path, writer._manifest)
+                writer._grow(config)
             return writer
         except BaseException:
             lock.release()
@@ -142,8 +145,8 @@ class Writer:
         lock = RankLock(path, ticket.holder)
         try:
             existing, digest = Config.read(path / CONFIG)
-            existing.require(config, "all ranks must run the same model with the same settings")
-            writer = cls(path, config, shard_rows, lock, rank, ranks, ticket.first)
+            existing.joined(config, "all ranks must run the same model with the same settings")
+            writer = cls(path, existing, shard_rows, lock, rank, ranks, ticket.first)
             writer._manifest = Manifest(digest, ticket.layout)
             return writer
         except BaseException:
@@ -319,6 +322,13 @@ class Writer:
         self._number += self._step
         return note
 
+    def _grow(self, asked: Config) -> None:
+        """Take a larger noise bank over into the configuration; what is there keeps its noises."""
+        larger = self.config.joined(asked, "")
+        if larger is not self.config:
+            self._manifest = exchange.exchange(self.path, larger, self._manifest)
+            self.config = larger
+
     def _held(self) -> Lock:
         self._require_open()
         if not isinstance(self._lock, Lock):
@@ -326,8 +336,8 @@ class Writer:
         return self._lock
 
 
-def _continue(path: Path, config: Config) -> tuple[Manifest, set[tuple[str, int]]]:
-    """The manifest to go on from and its rows, or a new one on the disk."""
+def _continue(path: Path, config: Config) -> tuple[Config, Manifest, set[tuple[str, int]]]:
+    """The configuration and the manifest to go on from and its rows, or new ones on the disk."""
     here = [p.name for p in path.iterdir() if p.name not in (LOCK, RANKS) and not p.name.endswith(files.TEMPORARY)]
     if not here:
         with _disk(path):
@@ -337,8 +347,10 @@ def _continue(path: Path, config: Config) -> tuple[Manifest, set[tuple[str, int]
         raise KnowledgeBaseError(
             f"{path} holds {', '.join(sorted(here)[:3])} but no {CONFIG}: not a knowledge base; choose a new folder"
         )
+    with _disk(path):
+        exchange.settle(path)
     existing, digest = Config.read(path / CONFIG)
-    existing.require(config, f"go on with the same settings, or choose another folder than {path}")
+    existing.joined(config, f"go on with the same settings, or choose another folder than {path}")
     if MANIFEST not in here:
         if SHARDS in here:
             raise KnowledgeBaseError(f"{path / MANIFEST}: missing, though there are shards; restore it, or begin anew")
@@ -347,9 +359,9 @@ def _continue(path: Path, config: Config) -> tuple[Manifest, set[tuple[str, int]
             manifest = Manifest(digest)
             files.write(path / "README.md", card(config, manifest).encode("utf-8"))
             files.write(path / MANIFEST, manifest.to_bytes())
-        return manifest, set()
+        return existing, manifest, set()
     kb = KnowledgeBase.open(path)
-    return kb.manifest, set(zip(kb.prompts, kb.noise_ids.tolist(), strict=True))
+    return kb.config, kb.manifest, set(zip(kb.prompts, kb.noise_ids.tolist(), strict=True))
 
 
 @contextmanager

@@ -90,6 +90,24 @@ def test_what_a_lost_rank_finished_is_adopted(tmp_path: Path) -> None:
     assert all(p.read_bytes() == content for p, content in before.items())
 
 
+def test_what_a_lost_rank_finished_is_adopted_by_a_build_with_more_noises(tmp_path: Path) -> None:
+    first, second = together(tmp_path, 2)
+    second.append(rows(config(), 0, 6))
+    first._lock.release()
+    second._lock.release()
+    larger = config(noises=4)
+    writer = Writer.open(tmp_path, larger, 3, ranks=2)
+    assert sorted(writer.done) == expected(0, 6)
+    beside = Writer.join(tmp_path, larger, writer.ticket(), 1, 2, 3)
+    beside.append(replace(rows(config(), 6, 7), noise_ids=torch.tensor([3])))
+    beside.flush()
+    writer.list_finished(beside.written)
+    beside.close()
+    writer.close()
+    kb = KnowledgeBase.open(tmp_path)
+    assert (len(kb), kb.config.noise["size"], kb.verify().ok) == (7, 4, True)
+
+
 @pytest.mark.parametrize("victim", ["safetensors", "prompts.json", "finished.json"])
 @pytest.mark.parametrize("harm", ["flip", "cut", "gone"])
 def test_what_is_damaged_is_not_adopted(tmp_path: Path, victim: str, harm: str) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redi.errors import FingerprintMismatchError, InvalidInputError, KnowledgeBaseError
-from redi.knowledge_base import KnowledgeBase, Writer
+from redi.knowledge_base import KnowledgeBase, Writer, verify
 from redi.types import Rows
 from tests.knowledge_base.samples import config, leaves, make, rows, same
 
@@ -146,6 +147,68 @@ def test_other_settings_do_not_continue(tmp_path: Path) -> None:
     assert caught.value.differences == {"guidance": (3.0, 4.0), "storage": ("float16", "float32")}
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
     Writer.open(tmp_path, config()).close()
+
+
+def test_a_larger_bank_extends_what_is_there(tmp_path: Path) -> None:
+    small, large = config(noises=2), config(noises=3)
+    first, more = rows(small, 0, 4), rows(large, 0, 9)
+    with Writer.open(tmp_path, small) as writer:
+        writer.append(first)
+    with Writer.open(tmp_path, large) as writer:
+        assert writer.config.noise["size"] == 3
+        assert writer.done == keys(first)
+        writer.append(more)
+        assert writer.skipped == 4
+    with Writer.open(tmp_path, small) as writer:  # asked for fewer, it stays as large as it is
+        assert writer.config.noise["size"] == 3
+        assert len(writer.done) == 9
+    kb = KnowledgeBase.open(tmp_path)
+    assert (kb.config.noise["size"], kb.verify().ok) == (3, True)
+    assert set(zip(kb.prompts, kb.noise_ids.tolist(), strict=True)) == keys(more)
+    assert not list(tmp_path.glob("config.previous*"))
+    with pytest.raises(FingerprintMismatchError) as caught:
+        Writer.open(tmp_path, config(noises=4, guidance=4.0))
+    assert caught.value.differences == {"guidance": (3.0, 4.0)}
+
+
+@pytest.mark.parametrize("crash", range(4))
+def test_a_bank_that_grows_is_seen_before_or_after_but_never_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: int
+) -> None:
+    """A crash before each of the files that growing puts in place or removes; and readers all along."""
+    small, large, steps = config(noises=2), config(noises=3), 0
+    with Writer.open(tmp_path, small) as writer:
+        writer.append(rows(small, 0, 4))
+
+    def dying(function: Callable[..., None]) -> Callable[..., None]:
+        def wrapped(*arguments: Path) -> None:
+            nonlocal steps
+            assert KnowledgeBase.open(tmp_path).config.noise["size"] in (2, 3)
+            assert verify(tmp_path).ok
+            if any(p.name.startswith(("config", "manifest")) for p in arguments):
+                if steps == crash:
+                    raise KeyboardInterrupt
+                steps += 1
+            function(*arguments)
+
+        return wrapped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", dying(os.replace))
+        patched.setattr(Path, "unlink", dying(Path.unlink))
+        with pytest.raises(KeyboardInterrupt):
+            Writer.open(tmp_path, large)
+    assert steps == crash
+    kb = KnowledgeBase.open(tmp_path)
+    assert (len(kb), kb.verify().ok) == (4, True)
+    assert kb.config.noise["size"] == (3 if crash == 3 else 2)
+    for of, size in ((small, 3 if crash == 3 else 2), (large, 3)):
+        with Writer.open(tmp_path, of) as writer:
+            assert writer.config.noise["size"] == size
+            assert len(writer.done) == 4
+        kb = KnowledgeBase.open(tmp_path)
+        assert (kb.config.noise["size"], len(kb), kb.verify().ok) == (size, 4, True)
+        assert not list(tmp_path.glob("config.previous*"))
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
