@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, final
 
 from redi.errors import InvalidInputError
-from redi.knowledge_base import KnowledgeBase, Writer
+from redi.knowledge_base import KnowledgeBase, Refusal, Writer
 from redi.plan import Plan
 from redi.recipe import FineSolver, Recipe
 from redi.solvers import DiffusersSolver
@@ -24,14 +24,15 @@ class Progress:
         done: rows finished, those of earlier builds included.
         total: rows in all.
         seconds: since this build began.
-        refused: rows of this build that were not finite and so not written.
+        refused: rows of this build that were not written, for what they are not finite in, or too large for the
+            storage; of several ranks rank 0's own, and at the end those of all.
         most: rows that fit into the memory at once; None while every batch did.
     """
 
     done: int
     total: int
     seconds: float
-    refused: int = 0
+    refused: tuple[Refusal, ...] = ()
     most: int | None = None
 
 
@@ -115,7 +116,7 @@ def build(
         for i in range(0, len(todo) + batch_size, batch_size):
             if progress is not None:
                 finished = len(items) - len(todo) + min(i, len(todo))
-                progress(Progress(finished, len(items), time.monotonic() - start, len(writer.refused), solve.most))
+                progress(Progress(finished, len(items), time.monotonic() - start, writer.refused, solve.most))
             if i >= len(todo) or stop():
                 break
             for rows in solve(todo[i : i + batch_size]):

@@ -138,11 +138,20 @@ class Recipe:
         """The whole work: every prompt, once, from every noise; those of one prompt together.
 
         Raises:
-            InvalidInputError: there is no prompt.
+            InvalidInputError: there is no prompt, or one that no tokenizer takes and no file holds.
         """
         if isinstance(prompts, str):
             raise InvalidInputError(f"expected a list of prompts, given one text; for a single row: [{prompts!r}]")
-        items = [(p, n) for p in dict.fromkeys(prompts) for n in range(self.bank.size)]
+        texts = list(dict.fromkeys(prompts))
+        for i, text in enumerate(texts):
+            try:
+                text.encode()
+            except UnicodeEncodeError as e:
+                raise InvalidInputError(
+                    f"prompt {i + 1} of {len(texts)} is no valid Unicode ({e.reason}); correct it or leave it out: "
+                    f"{text[:80]!r}"
+                ) from None
+        items = [(p, n) for p in texts for n in range(self.bank.size)]
         if not items:
             raise InvalidInputError("a knowledge base needs at least one prompt, given none")
         return items

@@ -102,6 +102,25 @@ def test_new_prompts_extend_a_knowledge_base(tmp_path: Path) -> None:
     assert len(kb) == 4
 
 
+def test_more_noises_extend_a_knowledge_base(tmp_path: Path) -> None:
+    pipe = pipeline()
+    before = run(pipe, tmp_path / "grown")
+    seen: list[Progress] = []
+    grown = run(pipe, tmp_path / "grown", noises=3, progress=seen.append)
+    assert (seen[0].done, seen[-1].done, len(grown)) == (3, 9, 9)
+    assert grown.manifest.shards[: len(before.manifest.shards)] == before.manifest.shards
+    assert grown.bank.size == 3
+    at_once = run(pipe, tmp_path / "at once", noises=3)
+    a, b = (
+        {(p, n): x for p, n, x in zip(kb.prompts, kb.noise_ids.tolist(), last, strict=True)}
+        for kb in (grown, at_once)
+        for last in [kb.gather(torch.arange(9)).samples[kb.record.last]]
+    )
+    assert a.keys() == b.keys()
+    for key, x in a.items():
+        torch.testing.assert_close(x, b[key], rtol=1e-3, atol=1e-3)  # float16, and kernels that differ by batch size
+
+
 def test_other_settings_do_not_extend_it(tmp_path: Path) -> None:
     pipe = pipeline()
     run(pipe, tmp_path)
@@ -130,7 +149,8 @@ def test_trajectories_that_are_not_finite_are_not_written(tmp_path: Path) -> Non
     pipe.unet.forward = broken
     seen: list[Progress] = []
     kb = run(pipe, tmp_path, guidance=1.0, progress=seen.append)
-    assert seen[-1].refused == 1
+    assert [(r.prompt, r.noise_id) for r in seen[-1].refused] == [(PROMPTS[1], 0)]
+    assert "not finite" in seen[-1].refused[0].reason
     assert list(kb.prompts) == [PROMPTS[0], PROMPTS[2]]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from redi.errors import InvalidInputError
 from redi.plan import Plan
 from redi.recipe import FineSolver, Recipe
 from redi.types import Rows
@@ -29,6 +30,11 @@ def joined(parts: list[Rows]) -> tuple[list[tuple[str, int]], Tensor, Tensor]:
 def test_the_work_is_every_prompt_from_every_noise_and_each_prompts_noises_come_together() -> None:
     items = recipe(tiny_pipeline()).items(["a", "b", "a"])
     assert items == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("b", 2)]
+
+
+def test_half_a_surrogate_pair_is_found_before_any_work() -> None:
+    with pytest.raises(InvalidInputError, match=r"prompt 2 of 3 is no valid Unicode .*'bad .*ud800'"):
+        recipe(tiny_pipeline()).items(["fine", "bad \ud800", "fine", "🦊"])
 
 
 @pytest.mark.parametrize(

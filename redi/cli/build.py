@@ -7,8 +7,9 @@ import contextlib
 import os
 import signal
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from redi import launch
 from redi import prompts as prompt_lists
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from redi.knowledge_base import KnowledgeBase
 
 HELP = "solve prompts finely and keep the trajectories"
+_NAMED: Final = 5  # rows that were not written, in words
 RESUMES = "finished rows are kept, the same command resumes"
 
 
@@ -76,6 +78,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="ranks per node: GPUs, or processes on CPUs (default: as launched, or 1)",
     )
     parser.add_argument("--num-nodes", type=int, metavar="M", help="nodes (default: as launched, or 1)")
+    parser.add_argument(
+        "--logger",
+        metavar="NAME",
+        help="csv, tensorboard, or the dotted name of a Lightning logger's class; told rows and rows per second",
+    )
+    parser.add_argument(
+        "--profile",
+        nargs="?",
+        const="simple",
+        choices=("simple", "advanced"),
+        help="have Lightning say where the time goes",
+    )
+    parser.add_argument("--log-dir", default="redi-logs", metavar="DIR", help="where loggers and profilers write")
 
 
 def run(given: argparse.Namespace, console: Console) -> int:
@@ -90,8 +105,14 @@ def run(given: argparse.Namespace, console: Console) -> int:
     several, first = devices * nodes > 1, launch.is_first()
     if several and given.prompts == "-":
         raise InvalidInputError("several ranks cannot share standard input; write the prompts to a file")
+    watched = given.logger is not None or given.profile is not None
     if several and given.device:
         raise InvalidInputError(f"--device {given.device} is one device; for several say --accelerator and --devices")
+    if watched and given.device:
+        raise InvalidInputError(
+            f"--device {given.device}: a build that is logged or profiled runs in Lightning, which finds its device "
+            "itself; say --accelerator"
+        )
     texts = prompt_lists.read(
         given.prompts,
         column=given.column,
@@ -118,7 +139,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
                 seen.append(now)
                 bar(now.done, now.total)
 
-            pipe = _load(given, several)
+            pipe = _load(given, several or watched)
             settings: dict[str, Any] = {
                 "plans": plans,
                 "solver": names.fine_solver(pipe.scheduler, given.solver),
@@ -133,11 +154,13 @@ def run(given: argparse.Namespace, console: Console) -> int:
                 "model": models.name_of(given.model),
             }
             work: dict[str, Any] = {"shard_rows": given.shard_rows, "progress": progress, "stop": stop}
-            if several:
+            if several or watched:
                 from redi import lightning
                 from redi.recipe import Recipe
 
                 lightning.hush()
+                if watched:
+                    work |= lightning.watching(given.log_dir, logger=given.logger, profile=given.profile)
                 kb = lightning.build(
                     pipe,
                     Recipe.of(pipe, **settings),
@@ -188,14 +211,16 @@ def _silent(done: int, total: int) -> None:
     """The bar of a rank that shows none."""
 
 
-def _load(given: argparse.Namespace, several: bool) -> Any:
+def _load(given: argparse.Namespace, by_lightning: bool) -> Any:
     import torch
 
     gpu = given.accelerator == "gpu" or (given.accelerator == "auto" and torch.cuda.is_available())
     where = given.device or ("cuda" if gpu else "cpu")
-    if several and given.threads is not None:
+    if by_lightning and given.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(given.threads)  # or Lightning would share out the cores itself
-    told = argparse.Namespace(device="cpu" if several else where, threads=given.threads)  # ranks find their own device
+    told = argparse.Namespace(
+        device="cpu" if by_lightning else where, threads=given.threads
+    )  # ranks find their own device
     return models.load(given.model, told, given.dtype or ("float32" if where == "cpu" else "float16"))
 
 
@@ -212,10 +237,15 @@ def _tell(
     if stop.received is not None:
         console.note(f"stopped by {stop.received.name} with {seen[-1].done} of {total} rows; the same command resumes")
     if refused := seen[-1].refused:
-        console.note(f"{refused} rows were not finite, or too large for {given.storage}, and were not written")
+        console.note(f"{len(refused)} rows were not written:")
+        for row in refused[:_NAMED]:
+            console.note(f"  {row.prompt[:80]!r} from noise {row.noise_id}: {row.reason}")
+        if len(refused) > _NAMED:
+            console.note(f"  and {len(refused) - _NAMED} more, which --json lists")
     console.say(f"{given.kb}: {len(kb)} rows ({rows} new), {size(found['bytes'])}, {seconds:.1f} s")
     console.say(f"  {found['summary']}")
     console.say(f"  serves {', '.join(found['plans'])}")
     console.say(f'try it: redi generate {given.kb} "{example}" --out pictures')
-    told = {"rows_new": rows, "rows_asked": total, "refused": refused, "seconds": seconds}
-    console.result({**found, **told, "stopped": stop.received and stop.received.name})
+    told = {"rows_new": rows, "rows_asked": total, "refused": len(refused), "seconds": seconds}
+    refusals = [asdict(row) for row in refused]
+    console.result({**found, **told, "refusals": refusals, "stopped": stop.received and stop.received.name})

@@ -15,6 +15,7 @@ except ImportError:  # pragma: no cover
 from redi.lightning.data import PromptData
 from redi.lightning.module import KnowledgeBaseBuilder
 from redi.lightning.run import build, hush, trainer
+from redi.lightning.watching import watching
 from redi.lightning.writer import ShardWriter
 
-__all__ = ["KnowledgeBaseBuilder", "PromptData", "ShardWriter", "build", "hush", "trainer"]
+__all__ = ["KnowledgeBaseBuilder", "PromptData", "ShardWriter", "build", "hush", "trainer", "watching"]

@@ -27,6 +27,11 @@ class KnowledgeBaseBuilder(LightningModule):
         self.pipe, self.recipe = pipe, recipe
         self.solve = FineSolver(pipe, recipe)
 
+    @property
+    def flops_per_batch(self) -> None:
+        """Not known; Lightning's ThroughputMonitor asks."""
+        return None
+
     def require(self, trainer: Trainer) -> None:
         """Refuse a Trainer that would change the model's precision under the recipe.
 

@@ -180,7 +180,7 @@ class ShardWriter(BasePredictionWriter):
         left, seconds = len(self._todo), time.monotonic() - self._began
         share = min(left, self._solved * trainer.world_size)
         most = pl_module.solve.most if pl_module is not None else None
-        refused = len(self._writer.refused) if self._writer is not None else len(self.refused)
+        refused = self._writer.refused if self._writer is not None else self.refused
         if self._progress is not None:
             self._progress(Progress(self._total - left + share, self._total, seconds, refused, most))
         for logger in trainer.loggers:

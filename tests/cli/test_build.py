@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
-from redi.knowledge_base import KnowledgeBase, verify
+from redi.cli import models
+from redi.knowledge_base import KnowledgeBase, Writer, verify
+from redi.recipe import FineSolver, Item
+from redi.types import Rows
 from tests.cli.conftest import PROMPTS, Redi
 
 
@@ -198,3 +205,120 @@ def test_interrupted_in_the_middle_and_taken_up_again(
     assert redi(*arguments).code == 0
     said = json.loads(Path("out.json").read_text())
     assert (said["rows"], said["rows_new"]) == (rows + 4, 4)
+
+
+def test_rows_that_are_not_finite_are_named_and_left_out(
+    redi: Redi, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One batch of a model that breaks down for one prompt and one noise."""
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text("".join(f"apple {i}\n" for i in range(6)))
+    solve = FineSolver._solve
+
+    def broken(self: FineSolver, items: Sequence[Item]) -> Rows:
+        rows = solve(self, items)
+        for i, item in enumerate(items):
+            if item == ("apple 3", 1):
+                rows.denoised[0][i, 0, 0, 0] = torch.nan
+        return rows
+
+    build = ("build", model, "p.txt", "kb", "--plan", "coarse:2/3", "--noises", "2", "--json", "out.json")
+    with monkeypatch.context() as patched:
+        patched.setattr(FineSolver, "_solve", broken)
+        done = redi(*build)
+    assert done.code == 0
+    assert "note: 1 rows were not written:\nnote:   'apple 3' from noise 1: denoised.00000 is not finite\n" in done.err
+    said = json.loads(Path("out.json").read_text())
+    assert (said["rows"], said["refused"]) == (11, 1)
+    assert [(r["prompt"], r["noise_id"]) for r in said["refusals"]] == [("apple 3", 1)]
+    assert verify("kb").ok
+    assert redi(*build).code == 0  # a model that is well again
+    assert json.loads(Path("out.json").read_text())["rows_new"] == 1
+
+
+def test_a_build_that_is_logged_and_profiled(redi: Redi, model: Path, prompts: Path, tmp_path: Path) -> None:
+    build = ("build", model, prompts, tmp_path / "kb", "--plan", "coarse:2/3", "--batch-size", "2")
+    watched = ("--logger", "lightning.pytorch.loggers.CSVLogger", "--profile", "--log-dir", tmp_path / "logs")
+    done = redi(*build, *watched, "--accelerator", "cpu")
+    assert done.code == 0, done.err
+    assert len(KnowledgeBase.open(tmp_path / "kb")) == 7
+    (file,) = (tmp_path / "logs").rglob("metrics.csv")
+    with file.open() as lines:
+        logged = list(csv.DictReader(lines))
+    assert [row["rows"] for row in logged if row["rows"]] == ["0", "2", "4", "6", "7", "7"]
+    assert [row["predict/samples"] for row in logged if row["predict/samples"]] == ["2", "4", "6", "7"]
+    report = (tmp_path / "logs" / "predict-profile.txt").read_text()
+    assert "predict_step" in report
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--logger", "no.such"), "there is no logger no.such"),
+        (("--logger", "os.path"), "there is no logger 'os.path'; there is: csv, tensorboard"),
+        (("--logger", "csv", "--device", "cpu"), "say --accelerator"),
+        (("--profile", "closely"), "invalid choice"),
+    ],
+)
+def test_watching_that_cannot_be(
+    redi: Redi, model: Path, prompts: Path, tmp_path: Path, options: tuple[str, ...], says: str
+) -> None:
+    done = redi("build", model, prompts, tmp_path / "kb", *options)
+    assert (done.code, says in done.err, (tmp_path / "kb").exists()) == (2, True, False)
+
+
+def test_a_termination_may_come_twice_and_at_any_time(
+    redi: Redi, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text("".join(f"apple {i}\n" for i in range(40)))
+    build = ("build", model, "p.txt", "kb", "--plan", "coarse:2/3", "--batch-size", "2", "--json", "out.json")
+    load = models.load
+
+    def early(*given: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)  # while the model is loaded
+        return load(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(models, "load", early)
+        assert redi(*build).code == 0
+    said = json.loads(Path("out.json").read_text())
+    assert (said["rows"], said["stopped"]) == (0, "SIGTERM")
+    flush = Writer.flush
+
+    def late(self: Writer) -> None:
+        signal.raise_signal(signal.SIGTERM)  # while what was done is written
+        flush(self)
+
+    solve = FineSolver._solve
+
+    def middle(self: FineSolver, items: Sequence[Item]) -> Rows:
+        if items[0][0] == "apple 6":
+            signal.raise_signal(signal.SIGTERM)
+        return solve(self, items)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Writer, "flush", late)
+        patched.setattr(FineSolver, "_solve", middle)
+        assert redi(*build).code == 0
+    assert json.loads(Path("out.json").read_text())["rows"] == 8
+    assert redi(*build).code == 0
+    assert json.loads(Path("out.json").read_text())["rows_new"] == 32
+    assert verify("kb").ok
+
+
+def test_prompts_of_every_kind_become_rows_of_their_own(
+    redi: Redi, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    long = "red apple " * 1000
+    kinds = ["two\nlines", "a tab\there", '“quoted” "twice"', "🦊 über", long, long + "more", "NULL", "-", "{}"]
+    Path("p.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in [*kinds, kinds[0], "", "  "]))
+    folder = "a folder – été"
+    done = redi("build", model, "p.jsonl", folder, "--plan", "coarse:2/3", "--json", "out.json")
+    assert done.code == 0, done.err
+    kb = KnowledgeBase.open(folder)
+    assert [p.strip() for p in kb.prompts] == [p.strip() for p in kinds]
+    assert verify(folder).ok
+    assert redi("build", model, "p.jsonl", folder, "--plan", "coarse:2/3", "--json", "out.json").code == 0
+    assert json.loads(Path("out.json").read_text())["rows_new"] == 0

@@ -57,7 +57,9 @@ def test_the_rows_do_not_depend_on_the_number_of_ranks_nor_on_the_batches(place:
     assert alone.keys() == together.keys()
     for key, leaves in alone.items():
         for name, x in leaves.items():  # float32 kernels differ by batch size
-            torch.testing.assert_close(together[key][name], x, rtol=1e-4, atol=1e-5, msg=f"{key} {name}")
+            torch.testing.assert_close(
+                together[key][name], x, rtol=1e-4, atol=5e-5, msg=lambda m, at=f"{key} {name}": f"{at}: {m}"
+            )
     assert (place.result["rows"], place.result["rows_new"], place.result["stopped"]) == (21, 21, None)
 
 
