@@ -46,6 +46,8 @@ class ReDiEngine:
         gate: when they are near enough, and how far to believe them.
         retrieve_at: leaps at which neighbours are looked up; in between the last ones serve.
         history: after a jump, combine the neighbours' solver history (`carry`) or begin anew (`fresh`).
+        eight_bits: whether the defects of a coarse plan are kept in int8, half the bytes of float16: their error is
+            small beside that of retrieval (`benchmarks/storage.py`), but a remembered row is met less exactly.
         notes: what every report shall say besides.
     """
 
@@ -60,11 +62,17 @@ class ReDiEngine:
     gate: Gate = field(default_factory=Gate)
     retrieve_at: Sequence[int] = (0,)
     history: Literal["carry", "fresh"] = "carry"
+    eight_bits: bool = False
     notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.neighbors < 1:
             raise InvalidInputError(f"neighbors must be at least 1, given {self.neighbors}")
+        if self.eight_bits and self.knowledge_base.config.dtype.itemsize > 2:
+            raise InvalidInputError(
+                f"eight_bits=True would round defects of rows that were stored in {self.knowledge_base.config.storage} "
+                "to be exact; leave it out, or build with storage float16"
+            )
         if 0 not in self.retrieve_at:
             raise InvalidInputError(f"retrieve_at must contain 0, the first leap, given {list(self.retrieve_at)}")
         for name, value, valid in (("key", self.served_key, get_args(Key)), ("history", self.history, _HISTORY)):
@@ -130,6 +138,7 @@ class ReDiEngine:
             key=self.served_key,
             retrieve_at=self.retrieve_at,
             retriever=self.retriever,
+            eight_bits=self.eight_bits,
         )
 
     def recall(

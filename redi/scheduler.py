@@ -51,6 +51,7 @@ def enable(
     max_error: float | None = None,
     retrieve_at: Sequence[int] | None = None,
     history: Literal["carry", "fresh"] | None = None,
+    eight_bits: bool | None = None,
     on_mismatch: Literal["error", "plain"] = "error",
     on_miss: OnMiss | None = None,
     seed: int = 0,
@@ -77,6 +78,7 @@ def enable(
             number of calls; needs a tuned knowledge base.
         retrieve_at: leaps at which they are looked up; in between the last ones serve.
         history: of the solver after a jump.
+        eight_bits: whether the defects of coarse plans are kept in int8, half the bytes of float16.
         on_mismatch: what a call with other settings than the knowledge base's gets: an error, or the plain solver.
         on_miss: what a sample gets that the gate shuts out: `plain`, the solver without memory at the same number of
             calls (a coarse plan's default); `full`, every fine step (a jump's default); `nearest`, the nearest row all
@@ -122,6 +124,7 @@ def enable(
         max_error=max_error,
         retrieve_at=retrieve_at,
         history=history,
+        eight_bits=eight_bits,
     )
     chosen = engines[0].solver
     assert isinstance(chosen, DiffusersSolver)

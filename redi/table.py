@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Int8, Int64
 from torch import Tensor
 
 from redi.backends import Retriever
@@ -46,6 +46,7 @@ class Table:
         key: Key,
         retrieve_at: Sequence[int],
         retriever: Retriever | None,
+        eight_bits: bool = False,
     ) -> Table:
         """Derive (or find, already derived) what serving `route` from `kb` needs; `require` says whether it can be.
 
@@ -57,11 +58,16 @@ class Table:
             key: what neighbours are found by.
             retrieve_at: indices of the leaps at which neighbours are looked up.
             retriever: builds one index per leap and noise, which is kept beside the table; None is what suits the rows.
+            eight_bits: whether the defects of a coarse plan are kept in int8.
         """
 
         def compute(rows: Rows) -> dict[str, Tensor]:
-            stored = rows.samples[route.leaps[0].start].dtype  # a bracket needs no more precision than its row had
-            found = {"bracket": brackets(rows, route, transport, solver).to(stored)}
+            of = brackets(rows, route, transport, solver)
+            if small:
+                numbers, scales = quantised(of)
+                found = {"bracket": numbers, "scale": scales}
+            else:
+                found = {"bracket": of.to(kb.config.dtype)}  # a bracket needs no more precision than its row had
             for at in retrieve_at:
                 found[f"key.{at}"] = key_of(rows, key, route.leaps[at])
             for i, leap in enumerate(route.leaps):
@@ -69,6 +75,8 @@ class Table:
                     found[f"history.{i}.{name}"] = leaf
             return found
 
+        # a jump's bracket may be a whole sample, of which eight bits are not enough
+        small = eight_bits and route.plan.own_grid
         recipe = {
             "plan": str(route.plan),
             "called": [s.called for s in route.leaps],
@@ -76,6 +84,7 @@ class Table:
             "solver": dict(solver.identity()),
             "key": key,
             "retrieve_at": list(retrieve_at),
+            **({"bracket": "int8"} if small else {}),
         }
         derived = kb.derive(recipe, compute)
         noise_ids = kb.noise_ids
@@ -117,7 +126,10 @@ class Table:
         table = self.derived["bracket"]
         # whole rows by one number each: indexing by two copies number by number, five times as slow
         at = ids.flatten() * table.shape[1] + leap
-        return table.flatten(0, 1).index_select(0, at).unflatten(0, ids.shape).float()
+        found = table.flatten(0, 1).index_select(0, at).unflatten(0, ids.shape).float()
+        if "scale" not in self.derived.names:
+            return found
+        return found.mul_(self.derived["scale"][ids, leap].view(*ids.shape, *[1] * (found.ndim - ids.ndim)))
 
     def history(self, ids: Int64[Tensor, "b k"], leap: int) -> dict[str, Float[Tensor, "b k *s"]]:
         """Solver history of the given rows at the end of one leap, leaf by leaf."""
@@ -127,6 +139,14 @@ class Table:
             for name in self.derived.names
             if name.startswith(prefix)
         }
+
+
+def quantised(brackets: Float[Tensor, "n l *s"]) -> tuple[Int8[Tensor, "n l *s"], Float32[Tensor, "n l"]]:
+    """Numbers of eight bits and a scale for each row and leap; numbers · scale is within scale / 2 of the brackets."""
+    scale = brackets.flatten(2).abs().amax(2) / 127
+    safe = scale.clamp(min=torch.finfo(torch.float32).tiny)  # a bracket of zeros stays one
+    numbers = brackets / safe.view(*safe.shape, *[1] * (brackets.ndim - 2))
+    return numbers.round().to(torch.int8), scale
 
 
 def require(kb: KnowledgeBase, route: Route, solver: SolverAdapter, *, key: Key, retrieve_at: Sequence[int]) -> None:

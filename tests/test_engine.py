@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from redi.combiners import NNLS, Affine, Combiner, LeastSquares, Nearest
@@ -16,6 +18,7 @@ from redi.errors import InvalidInputError, PlanError
 from redi.gate import Gate
 from redi.plan import Plan
 from redi.solvers import DiffusersSolver
+from redi.table import quantised
 from redi.transports import Defect, Residual, Transport, Value
 from tests.worlds import Curved, Linear, World, world
 
@@ -105,6 +108,40 @@ def test_own_row_in_half_precision_is_as_near_as_half_precision_is(tmp_path: Pat
     engine = ReDiEngine(w.kb, w.solver, plan, neighbors=1)
     # every leap lands on a stored sample rounded to 2^-11 of its magnitude; the model does not amplify it
     assert own_row(w, engine) <= 2**-10
+
+
+def test_own_row_in_eight_bits_is_as_near_as_its_defects_are(tmp_path: Path) -> None:
+    plan = Plan.coarse(6, STEPS)
+    w = world(tmp_path, solver_of("dpm2"), plan, Curved(), storage="float16")
+    exact, small = (ReDiEngine(w.kb, w.solver, plan, neighbors=1, eight_bits=e) for e in (False, True))
+    ids = torch.arange(len(w.kb))[None]
+    for leap in range(len(small.route.leaps)):
+        a, b = exact.table.bracket(ids, leap), small.table.bracket(ids, leap)
+        half_a_step = a.flatten(2).abs().amax(2)[..., None] / 254
+        assert bool(((a - b).flatten(2).abs() <= 1.001 * half_a_step + 1e-3 * a.flatten(2).abs()).all())
+    assert small.table.derived["bracket"].dtype == torch.int8
+    assert own_row(w, exact) < own_row(w, small) <= 2**-8
+
+
+def test_eight_bits_are_for_coarse_plans_of_rows_in_half_precision(tmp_path: Path) -> None:
+    plan = Plan.coarse(6, STEPS)
+    w = world(tmp_path / "exact", solver_of("dpm2"), plan, Curved())
+    with pytest.raises(InvalidInputError, match="stored in float32 to be exact"):
+        ReDiEngine(w.kb, w.solver, plan, eight_bits=True)
+    jump = jump_of("dpm2")
+    w = world(tmp_path / "jump", solver_of("dpm2"), jump, Curved(), storage="float16")
+    table = ReDiEngine(w.kb, w.solver, jump, transport=Value(), eight_bits=True).table
+    assert table.derived["bracket"].dtype == torch.float16
+
+
+@given(st.integers(0, 2**31), st.sampled_from([0.0, 1e-30, 1e-4, 1.0, 1e4]))
+def test_eight_bits_are_within_half_a_step(seed: int, size: float) -> None:
+    brackets = size * torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(seed))
+    brackets[1, 0] = 0
+    numbers, scale = quantised(brackets)
+    back = numbers.float() * scale[..., None, None]
+    assert bool(((back - brackets).abs() <= 0.5001 * scale[..., None, None]).all())
+    assert torch.equal(numbers.flatten(2).abs().amax(2) == 127, scale > 0)
 
 
 def test_a_jump_without_its_history_is_not_the_fine_run(tmp_path: Path) -> None:

@@ -148,6 +148,6 @@ def test_numbers_have_the_command_beside_them() -> None:
         for section in re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
             prose = FENCE.sub("", section)
             if figure.search(prose):
-                assert re.search(r"`make \w+|`redi \w+|\$ (make|redi) ", section), (
+                assert re.search(r"`make \w+|`redi \w+|\$ (make|redi) |python (-m )?benchmarks", section), (
                     f"{page.name}: {figure.search(prose)}"
                 )
