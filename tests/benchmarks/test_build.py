@@ -1,0 +1,49 @@
+"""The build benchmark runs whole in its quick form and judges what it measured; how fast is no test's business."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import build
+
+
+@pytest.mark.slow
+def test_a_quick_look_measures_every_part(tmp_path: Path) -> None:
+    assert build.main(["--quick", "--out", str(tmp_path)]) == 0
+    document = json.loads((tmp_path / "build.json").read_text())
+    measured = document["measured"]
+    assert {"naive", "naive_pictures", "redi", "one_rank", "two_ranks", "open", "fetch"} <= set(measured)
+    for name in ("naive", "redi", "one_rank", "two_ranks"):
+        for turn in measured[name]:
+            assert min(turn["rows_per_s"], turn["processor_s"], turn["bytes_per_row"], turn["peak_mb"]) > 0
+    figures = {f["name"]: f for f in document["figures"]}
+    assert figures["bytes per row, redi to the naive loop"]["reached"]
+    # both ranks' processors count: half of the work cannot take two thirds of the time
+    assert figures["processor time, one rank of a thread to two"]["value"] < 1.5
+
+
+def test_ratios_are_medians_over_turns_that_were_measured_together() -> None:
+    def turns(*rates: float) -> list[dict[str, float]]:
+        return [{"rows_per_s": r, "processor_s": 1 / r, "bytes_per_row": 1.0, "peak_mb": 1.0} for r in rates]
+
+    measured = {
+        "naive": turns(1, 10, 2),
+        "naive_pictures": turns(1, 1, 1),
+        "redi": turns(2, 30, 3),
+        "one_rank": turns(1, 1, 1),
+        "two_ranks": turns(1.9, 1.9, 1.9),
+        "redi_twice_the_rows": turns(1),
+        "naive_twice_the_rows": turns(1),
+        "open": [{"ms": 1.0, "mb": 2.0}],
+        "fetch": [{"ms": 0.7}],
+    }
+    figures = {f.name: f for f in build.judge(measured)}
+    latents = figures["rows/s, redi to the naive loop that ends with latents"]
+    assert (latents.value, latents.reached) == (2, True)  # of 2, 3 and 1.5
+    assert figures["processor time, the naive loop to redi"].value == pytest.approx(2)
+    assert figures["rows/s, two ranks of a thread to one"].reached
+    assert not figures["ms to fetch 8 rows of 3 × 32 KiB, warm"].reached
+    assert figures["rows/s, redi to the naive loop that ends with pictures"].reached is None
