@@ -57,6 +57,22 @@ def test_the_models_name_may_differ_and_nothing_else(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def test_banks_of_other_sizes_are_joined_into_the_largest(tmp_path: Path) -> None:
+    parts = [write(tmp_path / str(n), 0, 6, noises=n) for n in (2, 4, 3)]
+    expected = {
+        key
+        for n in (2, 4, 3)
+        for of in [rows(config(noises=n), 0, 6)]
+        for key in zip(of.prompts, of.noise_ids.tolist(), strict=True)
+    }
+    for out, order in (("up", parts), ("down", parts[::-1])):
+        merge(order[:1], tmp_path / out)  # and into one that is there
+        assert merge(order, tmp_path / out).added == len(expected) - 6
+        kb = KnowledgeBase.open(tmp_path / out)
+        assert (kb.config.noise["size"], kb.verify().ok) == (4, True)
+        assert set(zip(kb.prompts, kb.noise_ids.tolist(), strict=True)) == expected
+
+
 def test_what_cannot_be_joined(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a", 0, 6), write(tmp_path / "b", 6, 6)
     for sources, out in (([a, b], a), ([a, a], tmp_path / "out"), ([a, tmp_path / "b" / ".." / "a"], tmp_path / "out")):
