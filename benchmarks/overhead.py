@@ -2,15 +2,17 @@
 
     python benchmarks/overhead.py --out bench          # --quick for a look
 
-Three clocks for each pipeline, number of rows and batch, all of the denoising loop (prompts are encoded before, nothing
-is decoded), each a median over turns:
+For each pipeline, number of rows and batch, all of the denoising loop (prompts are encoded before, nothing is decoded):
 
-- added: a call with redi minus the same call without it, both with a network that answers at once, so that nothing but
-  the pipeline's own loop and redi is on the clock: wrapping, key, search, gather, combine, transport;
+- added: a call with redi minus the same call without it and with the same solver, both with a network that answers at
+  once, so that nothing but the pipeline's own loop and redi is on the clock: wrapping, key, search, gather, combine,
+  transport;
 - model: one guided call of the real network;
 - speed-up: the fine run's loop over redi's loop, with the real network, against the ratio of their model calls.
 
-The rows are random: what they teach does not matter here, what they weigh does. Leaves overhead.json and overhead.md.
+What is compared is timed in turns, and every ratio is the median of the turns' own. `--clock processor` counts the
+processor's seconds instead of the wall's, for a machine that others use too. The rows are random: what they teach does
+not matter here, what they weigh does. Leaves overhead.json and overhead.md.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import redi
+from redi.cli import names
 from redi.knowledge_base import Writer
 from redi.pipelines import network
 from redi.recipe import Recipe
@@ -51,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
     parser.add_argument("--quick", action="store_true", help="a look: figures of this size say little")
     given = parser.parse_args(argv)
     if given.quick:
@@ -69,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "command": ["benchmarks/overhead.py", *(sys.argv[1:] if argv is None else argv)],
         "quick": given.quick,
         "plan": str(PLAN),
+        "clock": given.clock,
         "wanted": {"added_model_calls": ADDED, "kept": KEPT},
         "figures": figures,
         "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
@@ -81,9 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def emoji() -> Any:
-    """The bundled model, with a solver that a coarse plan can correct."""
+    """The bundled model with the solver of its rows."""
     pipe = redi.zoo.load("emoji")
-    pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = names.fine_solver(pipe.scheduler).scheduler()
     return pipe
 
 
@@ -127,14 +132,14 @@ def sdxl() -> Any:
 
 
 def embeddings(pipe: Any, batch: int) -> tuple[Tensor, ...]:
-    """Random embeddings of as many prompts: with and without, and pooled where the pipeline wants them."""
+    """Embeddings of as many prompts: with and without, and pooled where the pipeline wants them."""
+    if not isinstance(pipe, diffusers.StableDiffusionXLPipeline):
+        return pipe.encode_prompt(redi.zoo.prompts("emoji", "heldout")[:batch], pipe.device, 1, True)
     net, g = network(pipe), torch.Generator().manual_seed(1)
     width: Any = net.config.cross_attention_dim  # type: ignore[attr-defined]
-    tokens = torch.randn(2, batch, 77, width, generator=g).to(net.device, net.dtype)  # type: ignore
-    if not isinstance(pipe, diffusers.StableDiffusionXLPipeline):
-        return tokens[0], tokens[1]
-    pooled = torch.randn(2, batch, 64, generator=g).to(tokens)
-    return tokens[0], tokens[1], pooled[0], pooled[1]
+    without, *tokens = torch.randn(1 + batch, 77, width, generator=g).to(net.device, net.dtype)  # type: ignore
+    pooled = torch.randn(2, batch, 64, generator=g).to(without)
+    return torch.stack(tokens), without.expand(batch, -1, -1), pooled[0], pooled[1]
 
 
 PIPELINES: dict[str, Callable[[], Any]] = {"emoji": emoji, "sdxl-shaped": sdxl}
@@ -158,14 +163,20 @@ def remember(pipe: Any, folder: Path, rows: int) -> redi.KnowledgeBase:
 
 
 def measure(pipe: Any, kb: redi.KnowledgeBase, batch: int, given: argparse.Namespace) -> dict[str, Any]:
-    """The three clocks."""
+    """All clocks."""
     call = dict(zip(EMBEDDINGS, embeddings(pipe, batch), strict=False))
     call |= {"guidance_scale": 3.0, "output_type": "latent", "latents": noise(pipe, kb, batch)}
+    served: Any = redi.ReDiEngine.serving(kb)[0].solver
+    fine_scheduler, same = pipe.scheduler, served.scheduler()
 
-    def run(steps: int) -> float:
-        start = clock(given.device)
+    def run(steps: int, scheduler: Any = None) -> float:
+        pipe.scheduler = scheduler or pipe.scheduler
+        start = clock(given)
         pipe(num_inference_steps=steps, **call)
-        return clock(given.device) - start
+        seconds = clock(given) - start
+        if scheduler is not None:
+            pipe.scheduler = fine_scheduler
+        return seconds
 
     def leaping() -> float:
         redi.enable(pipe, kb)
@@ -177,23 +188,25 @@ def measure(pipe: Any, kb: redi.KnowledgeBase, batch: int, given: argparse.Names
 
     stages: list[Any] = []
     run(2)
-    model = statistics.median(model_call(pipe, batch, given.device) for _ in range(given.turns))
-    pairs = [(run(FINE), leaping()) for _ in range(given.turns)]  # in turns, so that both meet the same machine
-    fine, leapt = (statistics.median(side) for side in zip(*pairs, strict=True))
-    with hollow(pipe):
-        stages.clear()
-        empty = [(run(PLAN.steps), leaping()) for _ in range(2 * given.turns + 1)]
-    added = statistics.median(b - a for a, b in empty)
-    parts = {stage: statistics.median(s.get(stage, 0.0) for s in stages) for stage in stages[0]}
+    model_call(pipe, batch, given)
+    whole = [(run(FINE), leaping()) for _ in range(given.turns)]  # in turns, so that all meet the same machine
+    stages.clear()
+    turns: list[tuple[float, float, float]] = []
+    for _ in range(2 * given.turns + 1):
+        model = model_call(pipe, batch, given)
+        with hollow(pipe):
+            turns.append((run(PLAN.steps, same), leaping(), model))
+    fine, leapt = (statistics.median(side) for side in zip(*whole, strict=True))
+    speed_up = statistics.median(a / b for a, b in whole)
     return {
-        "added_seconds": added,
-        "model_seconds": model,
-        "added_model_calls": added / model,
+        "added_seconds": statistics.median(b - a for a, b, _ in turns),
+        "model_seconds": statistics.median(m for *_, m in turns),
+        "added_model_calls": statistics.median((b - a) / m for a, b, m in turns),
         "fine_seconds": fine,
         "redi_seconds": leapt,
-        "speed_up": fine / leapt,
-        "kept": fine / leapt / (FINE / PLAN.steps),
-        "stages": parts,
+        "speed_up": speed_up,
+        "kept": speed_up / (FINE / PLAN.steps),
+        "stages": {stage: statistics.median(s.get(stage, 0.0) for s in stages) for stage in stages[0]},
     }
 
 
@@ -203,14 +216,14 @@ def noise(pipe: Any, kb: redi.KnowledgeBase, batch: int) -> Tensor:
     return kb.bank.noise(torch.zeros(batch, dtype=torch.int64)).to(net.device, net.dtype)
 
 
-def clock(device: str) -> float:
-    if device.startswith("cuda"):
+def clock(given: argparse.Namespace) -> float:
+    if given.device.startswith("cuda"):
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return time.process_time() if given.clock == "processor" else time.perf_counter()
 
 
 @torch.no_grad()
-def model_call(pipe: Any, batch: int, device: str) -> float:
+def model_call(pipe: Any, batch: int, given: argparse.Namespace) -> float:
     """One guided call: two network rows for each picture."""
     net: Any = network(pipe)
     tokens, *rest = embeddings(pipe, 2 * batch)
@@ -219,9 +232,9 @@ def model_call(pipe: Any, batch: int, device: str) -> float:
     more: dict[str, Any] = {}
     if len(rest) > 1:
         more = {"added_cond_kwargs": {"text_embeds": rest[1], "time_ids": torch.ones(2 * batch, 6).to(tokens)}}
-    start = clock(device)
+    start = clock(given)
     net(x, 500, encoder_hidden_states=tokens, **more)
-    return clock(device) - start
+    return clock(given) - start
 
 
 class hollow:  # noqa: N801

@@ -29,6 +29,17 @@ from redi.types import LeapReport
 _HISTORY: Final = ("carry", "fresh")
 
 
+def origin(kb: KnowledgeBase) -> dict[str, str]:
+    """Which rows a knowledge base holds, and of what, in words."""
+    mark = kb.fingerprint
+    beside = f" with {', '.join(mark.adapters)}" if mark.adapters else ""
+    return {
+        "rows": f"{len(kb):,} of {kb.path} (manifest {kb.manifest_hash[:12]})",
+        "of model": f"{mark.model} (weights {mark.weights[:12]}, {mark.dtype}){beside}, {mark.steps} steps of "
+        f"{mark.scheduler}, guidance {mark.guidance:g}",
+    }
+
+
 @final
 @dataclass(frozen=True)
 class ReDiEngine:
@@ -141,6 +152,15 @@ class ReDiEngine:
             eight_bits=self.eight_bits,
         )
 
+    @cached_property
+    def context(self) -> dict[str, str]:
+        """From which rows, and by which parts, samples are served, in words."""
+        gate = "open" if self.gate == Gate() else f"within {self.gate.reach:.4g}"
+        found_by = f"{self.served_key} keys" + (f" by {self.retriever}" if self.retriever else "")
+        parts = (f"{self.transport}", f"{self.neighbors} neighbours of {found_by}", f"{self.combiner}", f"gate {gate}")
+        again = f", looked up at leaps {list(self.retrieve_at)}" if list(self.retrieve_at) != [0] else ""
+        return {**origin(self.knowledge_base), "served by": ", ".join(parts) + again}
+
     def recall(
         self, query: Float[Tensor, "b *s"], noise_ids: Int64[Tensor, " b"], leap: int, watch: Stopwatch | None = None
     ) -> Recall:
@@ -242,6 +262,7 @@ class ReDiEngine:
             notes=(*self.notes, *notes),
             expected=tuple(expected) if trust else (),
             break_even=Cost.of(self.knowledge_base, self.route).break_even,
+            context=self.context,
         )
 
     @torch.no_grad()

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal, final
 
 from torch import Tensor
 
-from redi.engine import ReDiEngine
+from redi.engine import ReDiEngine, origin
 from redi.errors import InvalidInputError, PlanError
 from redi.interception import Listener, Start
 from redi.jump import JumpRun
-from redi.pipelines import parts_of
+from redi.knowledge_base import KnowledgeBase
+from redi.knowledge_base.config import versions
+from redi.pipelines import changeable, parts_of
 from redi.run import CoarseRun, OnMiss, PlainRun, Run
 from redi.settings import decide
 from redi.types import LeapReport
@@ -86,7 +90,7 @@ class Server(Listener):
         try:
             out = proceed(**told)
             run.watch.seconds["total"] = time.perf_counter() - start
-            self.last = run.report()
+            self.last = in_context(run.report(), pipe, self.engines[0].knowledge_base)
             return out
         finally:
             self.run = None
@@ -152,3 +156,20 @@ class Server(Listener):
         if self.run is None:
             return proceed(model_output, timestep, sample, **kwargs)
         return self.run.step(proceed, model_output, timestep, sample, **kwargs)
+
+
+def in_context(report: LeapReport, pipe: Any, kb: KnowledgeBase) -> LeapReport:
+    """A report that says, too, in which pipeline and with which versions."""
+    now = changeable(pipe)
+    beside = f" with {', '.join(now['adapters'])}" if now["adapters"] else ""
+    here = {
+        "redi": _versions(),
+        "pipeline": f"{type(pipe).__name__} on {pipe.device} in {now['dtype']}{beside}",
+    }
+    return replace(report, context={**here, **(report.context or origin(kb))})
+
+
+@cache
+def _versions() -> str:
+    ours, *others = ((name, version) for name, version in sorted(versions().items(), key=lambda v: v[0] != "redi"))
+    return f"{ours[1]} ({', '.join(' '.join(other) for other in others)}, {platform.system()})"

@@ -94,6 +94,7 @@ class LeapReport:
         expected: per picture, the error expected of it as a fraction of the plain solver's at the same number of calls;
             None where it did not leap, nothing where the knowledge base is not tuned.
         break_even: pictures after which the knowledge base has paid for itself in model calls; None if never.
+        context: what it was done with, name → words: versions, pipeline, rows, how they were served.
     """
 
     plan: str
@@ -109,12 +110,19 @@ class LeapReport:
     notes: tuple[str, ...] = ()
     expected: tuple[float | None, ...] = ()
     break_even: int | None = None
+    context: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __str__(self) -> str:
         pictures = len(self.leapt)
         lines = [
+            *(f"{name:<11} {words}" for name, words in self.context.items()),
             f"plan        {self.plan}" + (f" with {self.solver}" if self.solver else ""),
-            f"model calls {self.nfe} per picture instead of {self.nfe_full} ({self.nfe_full - self.nfe} saved)",
+            f"model calls {self.nfe} per picture"
+            + (
+                f" instead of {self.nfe_full} ({saved} saved)"
+                if (saved := self.nfe_full - self.nfe)
+                else ", none saved"
+            ),
         ]
         if pictures:
             used = sum(map(len, self.neighbors))
@@ -125,9 +133,9 @@ class LeapReport:
                 f"leapt       {sum(self.leapt)} of {pictures} pictures{which}, {used / pictures:.1f} neighbours each",
                 f"noise ids   {', '.join(map(str, self.noise_ids))}",
             ]
-            for found in self.sources[:4]:
+            for i, found in enumerate(self.sources[:4]):
                 more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-                lines += [f"from        {', '.join(map(repr, found[:3]))}{more}"] if found else []
+                lines += [f"picture {i:<3} from {', '.join(map(repr, found[:3]))}{more}"] if found else []
             if nearest:
                 lines.append(f"distance    {min(nearest):.4g} … {max(nearest):.4g} (L2 of the nearest key)")
             if expected := [e for e in self.expected if e is not None]:
@@ -136,5 +144,6 @@ class LeapReport:
             lines.append(f"cost        the knowledge base has paid for itself after {self.break_even:,} pictures")
         if self.seconds:
             stages = ", ".join(f"{stage} {1e3 * s:.1f} ms" for stage, s in self.seconds.items())
-            lines.append(f"seconds     {stages}")
-        return "\n".join([*lines, *(f"note        {note}" for note in self.notes)])
+            lines.append(f"time        {stages}")
+        lines += [f"note        {note}" for note in self.notes]
+        return "\n".join(lines)

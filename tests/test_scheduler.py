@@ -691,3 +691,35 @@ def test_a_failed_call_leaves_no_report(tmp_path: Path) -> None:
         latents(pipe, guidance_scale=9.0)
     with pytest.raises(InvalidInputError, match="no call has ended well"):
         redi.report(pipe)
+
+
+def test_a_report_says_what_a_maintainer_asks_for(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "dpm")
+    kb = knowledge_base(pipe, tmp_path / "mine", "coarse:5/12")
+    redi.enable(pipe, kb, neighbors=3, on_mismatch="plain")
+    latents(pipe, ["a red car", "an old fox"], num_inference_steps=5)
+    said = str(redi.report(pipe)).splitlines()
+    assert [line[:12].rstrip() for line in said] == [
+        *("redi", "pipeline", "rows", "of model", "served by", "plan", "model calls", "leapt", "noise ids"),
+        *("picture 0", "picture 1", "distance", "cost", "time"),
+    ]
+    text = "\n".join(said)
+    for wanted in (
+        f"{redi.__version__} (",
+        f"torch {torch.__version__}",
+        "diffusers ",
+        "StableDiffusionPipeline on cpu in float32",
+        f"{tmp_path / 'mine'} (manifest {kb.manifest_hash[:12]})",
+        f"weights {kb.fingerprint.weights[:12]}",
+        "DPMSolverMultistepScheduler, guidance 3",
+        "3 neighbours of denoised keys",
+        "Kriging(nugget=0.1)",
+        "DEISMultistepScheduler",
+        "5 per picture instead of 12 (7 saved)",
+    ):
+        assert wanted in text, wanted
+    latents(pipe, num_inference_steps=7)
+    plain = str(redi.report(pipe))
+    assert "7 per picture, none saved" in plain
+    assert "num_inference_steps differ" in plain
+    assert kb.manifest_hash[:12] in plain
