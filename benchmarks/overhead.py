@@ -2,13 +2,13 @@
 
     python benchmarks/overhead.py --out bench          # --quick for a look
 
-For each pipeline, number of rows and batch, all of the denoising loop (prompts are encoded before, nothing is decoded):
+For each pipeline, number of rows and batch (prompts are encoded before, nothing is decoded):
 
 - added: a call with redi minus the same call without it and with the same solver, both with a network that answers at
   once, so that nothing but the pipeline's own loop and redi is on the clock: wrapping, key, search, gather, combine,
   transport;
 - model: one guided call of the real network;
-- speed-up: the fine run's loop over redi's loop, with the real network, against the ratio of their model calls.
+- speed-up: the fine run's denoising loop over redi's, with the real network, against the ratio of their model calls.
 
 What is compared is timed in turns, and every ratio is the median of the turns' own. `--clock processor` counts the
 processor's seconds instead of the wall's, for a machine that others use too. The rows are random: what they teach does
@@ -169,16 +169,16 @@ def measure(pipe: Any, kb: redi.KnowledgeBase, batch: int, given: argparse.Names
     served: Any = redi.ReDiEngine.serving(kb)[0].solver
     fine_scheduler, same = pipe.scheduler, served.scheduler()
 
-    def run(steps: int, scheduler: Any = None) -> float:
+    def run(steps: int, scheduler: Any = None) -> tuple[float, float]:
         pipe.scheduler = scheduler or pipe.scheduler
-        start = clock(given)
+        loop.seconds, start = 0.0, clock(given)
         pipe(num_inference_steps=steps, **call)
         seconds = clock(given) - start
         if scheduler is not None:
             pipe.scheduler = fine_scheduler
-        return seconds
+        return seconds, loop.seconds
 
-    def leaping() -> float:
+    def leaping() -> tuple[float, float]:
         redi.enable(pipe, kb)
         pipe(num_inference_steps=PLAN.steps, **call)  # tables are read, indexes built
         seconds = run(PLAN.steps)
@@ -186,18 +186,22 @@ def measure(pipe: Any, kb: redi.KnowledgeBase, batch: int, given: argparse.Names
         redi.disable(pipe)
         return seconds
 
+    loop = Loop(given)
+    pipe.progress_bar = lambda *_, **__: loop  # pipelines open a bar around their loop
+
     stages: list[Any] = []
     run(2)
     model_call(pipe, batch, given)
-    whole = [(run(FINE), leaping()) for _ in range(given.turns)]  # in turns, so that all meet the same machine
+    whole = [(run(FINE)[1], leaping()[1]) for _ in range(given.turns)]  # in turns, so that all meet the same machine
     stages.clear()
     turns: list[tuple[float, float, float]] = []
     for _ in range(2 * given.turns + 1):
         model = model_call(pipe, batch, given)
         with hollow(pipe):
-            turns.append((run(PLAN.steps, same), leaping(), model))
+            turns.append((run(PLAN.steps, same)[0], leaping()[0], model))
     fine, leapt = (statistics.median(side) for side in zip(*whole, strict=True))
     speed_up = statistics.median(a / b for a, b in whole)
+    del pipe.progress_bar
     return {
         "added_seconds": statistics.median(b - a for a, b, _ in turns),
         "model_seconds": statistics.median(m for *_, m in turns),
@@ -235,6 +239,24 @@ def model_call(pipe: Any, batch: int, given: argparse.Namespace) -> float:
     start = clock(given)
     net(x, 500, encoder_hidden_states=tokens, **more)
     return clock(given) - start
+
+
+class Loop:
+    """Times a pipeline's loop, in the place of its progress bar."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given, self.seconds, self.start = given, 0.0, 0.0
+        self.n = self.total = 0
+
+    def __enter__(self) -> Loop:
+        self.start = clock(self.given)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = clock(self.given) - self.start
+
+    def update(self, *_: object) -> None:
+        """Nothing to show."""
 
 
 class hollow:  # noqa: N801

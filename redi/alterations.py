@@ -35,7 +35,8 @@ def adapters(pipe: Any, parts: Iterable[torch.nn.Module]) -> tuple[str, ...]:
 
 def precision(net: Any) -> str:
     """The dtype a network computes in, and in what else its weights are stored."""
-    looked_at = list(islice(net.parameters(), _LOOKED_AT))
+    own = (p for module in net.modules() for p in module._parameters.values() if p is not None)
+    looked_at = list(islice(own, _LOOKED_AT))  # `net.parameters()` would put together their names, too
     stored = sorted({kind for p in looked_at if (kind := _small(p))})
     plain = looked_at and not stored and looked_at[0].is_floating_point()
     if plain and not getattr(net, "_keep_in_fp32_modules", None):

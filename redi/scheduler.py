@@ -17,7 +17,7 @@ from redi.knowledge_base import KnowledgeBase
 from redi.pipelines import fingerprint, parts_of
 from redi.plan import Plan
 from redi.run import OnMiss
-from redi.serving import Server
+from redi.serving import Server, in_context
 from redi.solvers import DiffusersSolver
 from redi.table import Key
 from redi.transports import Transport
@@ -150,7 +150,7 @@ def report(pipe: Any) -> LeapReport:
         raise InvalidInputError("redi is not active in this pipeline; call redi.enable(pipe, kb) first")
     if found.listener.last is None:
         raise InvalidInputError("no call has ended well since redi.enable; call the pipeline, then ask for a report")
-    return found.listener.last
+    return in_context(found.listener.last, pipe, found.listener.engines[0].knowledge_base)
 
 
 def switch_prompt(

@@ -90,7 +90,7 @@ class Server(Listener):
         try:
             out = proceed(**told)
             run.watch.seconds["total"] = time.perf_counter() - start
-            self.last = in_context(run.report(), pipe, self.engines[0].knowledge_base)
+            self.last = run.report()
             return out
         finally:
             self.run = None
