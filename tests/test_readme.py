@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+import redi
 from redi import cli
 
 ROOT = Path(__file__).parent.parent
@@ -151,3 +152,29 @@ def test_numbers_have_the_command_beside_them() -> None:
                 assert re.search(r"`make \w+|`redi \w+|\$ (make|redi) |python (-m )?benchmarks", section), (
                     f"{page.name}: {figure.search(prose)}"
                 )
+
+
+@pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated")
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("stable-diffusion-v1-5", "StableDiffusion"), ("xl-base", "StableDiffusionXL"), ("FLUX.1-dev", "Flux")],
+)
+def test_the_line_for_each_model_runs_on_a_tiny_one(name: str, kind: str, in_a_folder: Path) -> None:
+    """The README's own lines, with a folder for the Hub's name, a CPU, and three prompts."""
+    from tests.pipelines.models import make
+
+    make(kind).save_pretrained(in_a_folder / name)
+    (in_a_folder / "prompts.txt").write_text("a red fox\na blue car\nan old house\n", encoding="utf-8")
+    (block,) = [b for b in of("python no-run") if b.page.name == "README.md"]
+    code, given = re.subn(r'^name = ".*"$', f"name = {name!r}", block.body, flags=re.MULTILINE)
+    code, moved = re.subn(
+        r'\.to\("cuda"\)$', '.to("cpu")\npipe.set_progress_bar_config(disable=True)', code, flags=re.M
+    )
+    assert (given, moved) == (1, 1)
+    if kind == "Flux":  # its pictures have the size of the real model's unless it is told otherwise
+        code = code.replace("\nprompts =", "\npipe.default_sample_size = 8\nprompts =")
+    namespace: dict[str, Any] = {"__name__": "__page__"}
+    exec(compile(code, str(block.page), "exec", dont_inherit=True), namespace)
+    report = redi.report(namespace["pipe"])
+    assert (report.nfe, report.nfe_full, report.leapt) == (8, 40, (True,))
+    assert namespace["image"].size[0] > 1

@@ -313,3 +313,15 @@ def _lora(folder: Path) -> Path:
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet, adapter_name="x"))
     diffusers.StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "words"),
+    [
+        (diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "counts signal"),  # LongCat-AudioDiT's
+        (diffusers.CosineDPMSolverMultistepScheduler(), "CosineDPMSolverMultistepScheduler"),  # Stable Audio's
+    ],
+)
+def test_schedulers_of_sound_are_refused_by_name(scheduler: Any, words: str) -> None:
+    with pytest.raises(redi.ReDiError, match=words):
+        redi.DiffusersSolver.of(scheduler)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig
+from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
 
 import redi
 from redi.errors import FingerprintMismatchError
@@ -63,14 +63,28 @@ def test_deepcache_and_redi_both_save() -> None:
         assert torch.isfinite(out).all()
 
 
-def test_a_transformer_cache_and_redi_both_save() -> None:
+def _first_block(pipe: Any) -> Any:
+    return FirstBlockCacheConfig(threshold=1e6)
+
+
+def _broadcast(pipe: Any) -> Any:
+    return PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(-1, 1001),
+        spatial_attention_block_identifiers=("single_transformer_blocks",),
+        current_timestep_callback=lambda: pipe._current_timestep,
+    )
+
+
+@pytest.mark.parametrize("cache", [_first_block, _broadcast])
+def test_a_transformer_cache_and_redi_both_save(cache: Any) -> None:
     it = Bed("Flux")
     network = it.pipe.transformer
-    inner, handle = _count(network.single_transformer_blocks[0].attn)
+    inner, handle = _count(network.single_transformer_blocks[0].attn.to_q)
     with it.enabled(), it.counted() as calls:
         it(PROMPTS, it.few)
         assert (calls, inner) == ([3], [3])
-        network.enable_cache(FirstBlockCacheConfig(threshold=1e6))
+        network.enable_cache(cache(it.pipe))
         inner[0] = 0
         out = it(PROMPTS, it.few)
         network.disable_cache()
