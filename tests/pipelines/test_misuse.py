@@ -315,13 +315,8 @@ def _lora(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "words"),
-    [
-        (diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "counts signal"),  # LongCat-AudioDiT's
-        (diffusers.CosineDPMSolverMultistepScheduler(), "CosineDPMSolverMultistepScheduler"),  # Stable Audio's
-    ],
-)
-def test_schedulers_of_sound_are_refused_by_name(scheduler: Any, words: str) -> None:
-    with pytest.raises(redi.ReDiError, match=words):
-        redi.DiffusersSolver.of(scheduler)
+def test_schedulers_of_sound_are_refused_by_name() -> None:
+    with pytest.raises(redi.ReDiError, match="counts signal"):  # LongCat-AudioDiT's
+        redi.DiffusersSolver.of(diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True))
+    with pytest.raises(redi.ReDiError, match="CosineDPMSolverMultistepScheduler"):  # Stable Audio's
+        redi.DiffusersSolver.from_config("CosineDPMSolverMultistepScheduler", {})
