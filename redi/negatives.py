@@ -31,13 +31,11 @@ def negative_prompts(pipe: Any, arguments: Mapping[str, Any], known: str = "") -
     if not isinstance(passed, Tensor):
         given: str | list[str] | None = arguments.get("negative_prompt")
         return {given or ""} if given is None or isinstance(given, str) else set(given)
-    names = {_name(row) for row in passed}
-    if names == {known}:
-        return names
-    own = None if known.startswith(_NAMED) else _encoded(pipe, known)
-    if own is None and not known.startswith(_NAMED):
-        return {known}
-    return {known if _any_alike(row, own or []) else _name(row) for row in passed}
+    if known.startswith(_NAMED):
+        return {_name(row) for row in passed}
+    own = _encoded(pipe, known)
+    alike = None if own is None else _any_alike(passed, own).tolist()
+    return {known} if alike is None else {known if a else _name(row) for a, row in zip(alike, passed, strict=True)}
 
 
 _NAMED: Final = "embeddings "
@@ -49,15 +47,20 @@ def _name(row: Tensor) -> str:
     return _NAMED + hashlib.blake2b(content, digest_size=4).hexdigest()
 
 
-def _any_alike(row: Tensor, own: list[Tensor]) -> bool:
-    x = row.detach().float().cpu()
-    return any(o.shape == x.shape and bool((x - o).norm() <= _ALIKE * o.norm()) for o in own)
+def _any_alike(passed: Tensor, own: list[Tensor]) -> Tensor:
+    """Which of the embeddings passed are one of these, but for rounding."""
+    x = passed.detach().float().cpu()
+    same = torch.zeros(len(x), dtype=torch.bool)
+    for o in own:
+        if o.shape == x.shape[1:]:
+            same |= (x - o).flatten(1).norm(dim=1) <= _ALIKE * o.norm()
+    return same
 
 
 @torch.no_grad()
 def _encoded(pipe: Any, text: str) -> list[Tensor] | None:
     """What a pipeline's text encoders make of a text, prompt and negative prompt; None if they cannot."""
-    encoders = tuple(id(part) for name, part in pipe.components.items() if name.startswith("text_encoder"))
+    encoders = tuple(id(getattr(pipe, name, None)) for name in ("text_encoder", "text_encoder_2", "text_encoder_3"))
     kept = _known.setdefault(pipe, {})
     if (text, encoders) not in kept:
         kept.clear()
