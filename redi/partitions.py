@@ -20,7 +20,7 @@ from torch import Tensor
 
 from redi.backends import Index, Retriever, Stored
 from redi.backends.automatic import automatic
-from redi.errors import KnowledgeBaseError
+from redi.errors import KnowledgeBaseError, ReDiError
 from redi.knowledge_base import Derived, files
 from redi.knowledge_base.derived import FOLDER
 
@@ -92,14 +92,15 @@ def open_partition(
     place = _place(derived, key, noise_id, retriever)
     if place is not None:
         with contextlib.suppress(KnowledgeBaseError):  # whatever is wrong with it, it can be built again
-            return Partition(ids, retriever.load(place, bound_to=place.parents[2].name, keys=keys.stored()))
+            return Partition(ids, retriever.load(place, bound_to=_name(place), keys=keys.stored()))
     index = retriever.build_from(keys.chunks, keys.shape, keys=keys.stored())
     if place is not None:
-        with contextlib.suppress(OSError):  # a disk that takes no index keeps nobody from searching it
+        # neither a disk that takes no index, nor another process that writes the same one, keeps anybody from searching
+        with contextlib.suppress(OSError, ReDiError):
             shutil.rmtree(place, ignore_errors=True)
             place.parent.mkdir(parents=True, exist_ok=True)
             files.write(place.parent / RECIPE, files.dump({"retriever": repr(retriever)}))
-            index.save(place, bound_to=place.parents[2].name, with_keys=False)
+            index.save(place, bound_to=_name(place), with_keys=False)
     return Partition(ids, index)
 
 
@@ -127,3 +128,8 @@ def _place(derived: Derived, key: str, noise_id: int, retriever: Retriever) -> P
         return None
     recipe = files.digest(files.dump({"retriever": repr(retriever)}))[:32]
     return derived.path / INDEXES / recipe / f"{key}-{noise_id}"
+
+
+def _name(place: Path) -> str:
+    """What an index is bound to: the table (and so the manifest), the recipe, and the partition whose rows it holds."""
+    return "/".join((place.parents[2].name, place.parents[0].name, place.name))

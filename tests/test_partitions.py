@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -11,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from redi.backends import Exact, Index, Keys, Retriever, Stored
+from redi.backends import Exact, Faiss, Index, Keys, Retriever, Stored
 from redi.backends.exact import ExactIndex
 from redi.engine import ReDiEngine
 from redi.errors import ReDiError
 from redi.knowledge_base import KnowledgeBase
-from redi.partitions import PartitionKeys, indexes
+from redi.partitions import PartitionKeys, indexes, open_partition
 from redi.plan import Plan
 from redi.solvers import DiffusersSolver
+from redi.testing.retriever import in_fork
 from tests.worlds import Curved, World, world
 
 PLAN = Plan.coarse(4, 12)
@@ -67,7 +69,7 @@ def test_an_index_is_built_once_and_found_again(w: World) -> None:
     assert kept["bytes"] > 0
 
 
-@pytest.mark.parametrize("damage", ["flip", "other rows", "rubbish", "missing"])
+@pytest.mark.parametrize("damage", ["flip", "other rows", "another noise's", "another recipe's", "rubbish", "missing"])
 def test_what_is_not_the_index_of_these_rows_is_built_again(w: World, damage: str) -> None:
     before = found(w.kb, Counted())
     places = sorted(p.parent for p in w.kb.path.glob("derived/*/indexes/*/*/index.json"))
@@ -82,6 +84,14 @@ def test_what_is_not_the_index_of_these_rows_is_built_again(w: World, damage: st
             shutil.rmtree(places[0])
             index = Exact().build(np.random.default_rng(0).normal(size=(8, 32)).astype(np.float32))
             index.save(places[0], bound_to="0" * 32, with_keys=False)
+        case "another noise's":  # of the same table and of as many rows
+            shutil.rmtree(places[0])
+            shutil.copytree(places[1], places[0])
+        case "another recipe's":
+            found(w.kb, Exact(chunk_bytes=1 << 16))
+            [other] = [r for r in w.kb.path.glob("derived/*/indexes/*/retriever.json") if "65536" in r.read_text()]
+            shutil.rmtree(places[0])
+            shutil.copytree(other.parent / places[0].name, places[0])
         case "rubbish":
             (places[0] / "index.json").write_text("{")
         case _:
@@ -124,3 +134,33 @@ def test_a_retriever_that_cannot_be_named_is_not_kept(w: World) -> None:
 
     np.testing.assert_array_equal(found(w.kb, Nameless()), found(w.kb, None))
     assert not [i for i in indexes(w.kb.path) if "Nameless" in i["retriever"]]
+
+
+def test_many_may_build_the_same_index_at_once(w: World) -> None:
+    """Readers, writers and those who delete what they could not read: everybody is served, and one index stays."""
+    expected = found(w.kb, Counted())
+    table = ReDiEngine.serving(w.kb, PLAN, retriever=Counted())[0].table
+    query, ids = table.derived["key.0"][0].float().numpy()[None], torch.arange(8)
+
+    def serve(turn: int) -> np.ndarray:
+        if turn % 5 == 0:
+            shutil.rmtree(next(w.kb.path.glob("derived/*/indexes/*/key.0-0"), w.kb.path / "none"), ignore_errors=True)
+        return open_partition(table.derived, "key.0", 0, ids, Counted()).index.search(query, 5).ids[0]
+
+    with ThreadPoolExecutor(8) as pool:
+        for answer in pool.map(serve, range(200)):
+            np.testing.assert_array_equal(answer, expected[0])
+    assert not list(w.kb.path.glob("derived/*/indexes/*/.*")), "a temporary folder was left behind"
+
+
+def test_a_full_disk_keeps_nobody_from_searching(w: World) -> None:
+    resource = pytest.importorskip("resource", reason="this system does not limit the size of files")
+    pytest.importorskip("faiss", reason="faiss is not installed")
+    expected = found(w.kb, Exact())  # the table is there, the index is not
+
+    def child() -> bool:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+        return np.array_equal(found(w.kb, Faiss()), expected)
+
+    assert in_fork(child)
+    assert not [i for i in indexes(w.kb.path) if "Faiss" in i["retriever"] and i["partitions"]]

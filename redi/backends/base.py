@@ -16,7 +16,7 @@ from redi.backends.forks import fork_safe
 from redi.backends.index import Index
 from redi.backends.keys import Keys, Stored, require_form
 from redi.backends.rerank import Reranked
-from redi.errors import InvalidInputError, KnowledgeBaseError, MissingExtraError
+from redi.errors import InvalidInputError, KnowledgeBaseError, MissingExtraError, ReDiError
 
 
 class Retriever(ABC):
@@ -111,7 +111,9 @@ class Retriever(ABC):
             if keys is not None and tuple(keys.shape) != shape:
                 raise ValueError(f"keys of shape {tuple(keys.shape)} for an index of {shape}")
             index = self._load(folder, keys)
-        except (OSError, ValueError, KeyError, EOFError, RuntimeError) as e:
+        except ReDiError:
+            raise
+        except Exception as e:  # every byte is as it was written: what its package says now is for that package
             raise KnowledgeBaseError(f"index {path} cannot be read ({e}); delete it and build it again") from e
         if index.shape != shape:
             raise KnowledgeBaseError(

@@ -69,7 +69,9 @@ class FaissIndex(Index):
         return FaissIndex(copy if self._on_cpu is self.index else _to_gpu(copy), self.frame, self.alone)
 
     def _save(self, folder: Path) -> None:
-        _faiss().write_index(self._on_cpu, str(folder / "index.faiss"))
+        faiss = _faiss()
+        with (folder / "index.faiss").open("wb") as file:  # a file of its own faiss closes without a look at what failed
+            faiss.write_index(self._on_cpu, faiss.PyCallbackIOWriter(file.write))
         self.frame.save(folder)
 
     @property
@@ -110,6 +112,11 @@ class Faiss(Retriever):
         faiss = _faiss()
         at_least(1, nprobe=self.nprobe, ef_search=self.ef_search, training_bytes=self.training_bytes)
         at_least(0, rerank=self.rerank)
+        if links := re.search(r"HNSW0*[01](?!\d)", self.factory):
+            raise InvalidInputError(
+                f"a graph needs at least 2 links a key, and faiss ends the process where it is given fewer; "
+                f"given {links[0]} in {self.factory!r}, HNSW32 is usual"
+            )
         if self.device not in ("cpu", "cuda"):
             raise InvalidInputError(f"device must be 'cpu' or 'cuda', given {self.device!r}")
         if self.device == "cuda" and not (hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus()):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,8 +36,7 @@ def writing(path: Path, kind: str, shape: tuple[int, int], bound_to: str) -> Gen
     path = Path(path).absolute()
     if path.exists() and not (path.is_dir() and ((path / _MANIFEST).is_file() or not any(path.iterdir()))):
         raise InvalidInputError(f"{path} is not an index and not an empty folder; save to another place")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # another thread or process may write it too
     beside.mkdir(parents=True)
     try:
         yield beside
@@ -69,9 +69,13 @@ def reading(path: Path, kind: str, bound_to: str | None) -> tuple[Path, tuple[in
         raise KnowledgeBaseError(f"index {path} is stale: it was built from other rows; build it again")
     for name, (size, digest) in manifest.files.items():
         file = path / name
-        if not file.is_file() or file.is_symlink():
-            raise KnowledgeBaseError(f"index {path} lacks its file {name!r}; delete it and build it again")
-        if file.stat().st_size != size or _sha256(file) != digest:
+        try:
+            if not file.is_file() or file.is_symlink():
+                raise KnowledgeBaseError(f"index {path} lacks its file {name!r}; delete it and build it again")
+            whole = file.stat().st_size == size and _sha256(file) == digest
+        except OSError as e:  # it may be replaced this very moment
+            raise KnowledgeBaseError(f"file {name!r} of index {path} cannot be read ({e.strerror})") from e
+        if not whole:
             raise KnowledgeBaseError(f"file {name!r} of index {path} is damaged; delete it and build it again")
     return path, manifest.shape
 

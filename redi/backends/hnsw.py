@@ -60,7 +60,10 @@ class HnswIndex(Index):
         return HnswIndex(graph, self.threads)
 
     def _save(self, folder: Path) -> None:
-        self.graph.save_index(str(folder / "graph.bin"))
+        file = folder / "graph.bin"
+        self.graph.save_index(str(file))
+        if (written := file.stat().st_size) != (size := self.graph.index_file_size()):  # hnswlib itself does not look
+            raise OSError(f"{written} of {size} bytes of {file.name} were written")
         np.save(folder / "dimension.npy", self.graph.dim, allow_pickle=False)
 
 

@@ -17,7 +17,7 @@ from numpy import ndarray
 from redi.backends.folder import STORED, writing
 from redi.backends.forks import fork_safe
 from redi.backends.keys import Keys, Stored, checked, require_form, write_rows
-from redi.errors import InvalidInputError, ReDiError
+from redi.errors import InvalidInputError, KnowledgeBaseError, ReDiError
 from redi.types import Neighbors
 
 
@@ -128,8 +128,12 @@ class Index(ABC):
 
         Raises:
             InvalidInputError: something other than an index is there.
+            KnowledgeBaseError: it cannot be written there.
         """
-        with writing(path, self.kind, self.shape, bound_to) as folder:
-            self._save(folder)
-            if with_keys and self.stored_keys is not None:
-                write_rows(self.stored_keys, folder / STORED)
+        try:
+            with writing(path, self.kind, self.shape, bound_to) as folder:
+                self._save(folder)
+                if with_keys and self.stored_keys is not None:
+                    write_rows(self.stored_keys, folder / STORED)
+        except (OSError, RuntimeError) as e:  # the latter is what faiss and hnswlib say of a full disk
+            raise KnowledgeBaseError(f"index {path} cannot be written ({e}); see to the disk and try again") from e

@@ -134,10 +134,11 @@ def write_rows(keys: Stored, file: Path) -> None:
     n, d = keys.shape
     rows = max(1, _CHUNK // d)
     dtype = keys[np.arange(1)].dtype
-    out = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=(n, d))
-    for start in range(0, n, rows):
-        out[start : start + rows] = keys[np.arange(start, min(start + rows, n))]
-    out.flush()
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (n, d)}
+    with file.open("wb") as out:  # not a memory map, which a full disk answers by killing the process
+        np.lib.format.write_array_header_1_0(out, header)
+        for start in range(0, n, rows):
+            out.write(np.ascontiguousarray(keys[np.arange(start, min(start + rows, n))]).data)
 
 
 def gathered(keys: Stored) -> Float[ndarray, "n d"]:

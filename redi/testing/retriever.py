@@ -331,6 +331,25 @@ class RetrieverContract:
             index.save(path)
         assert [p.name for p in path.parent.iterdir()] == ["index"], "a temporary folder was left behind"
 
+    def test_a_full_disk_is_an_error(self, retriever: Retriever, tmp_path: Path) -> None:
+        """Neither a dead process nor half an index that passes for a whole one; what lay there before stays."""
+        resource = pytest.importorskip("resource", reason="this system does not limit the size of files")
+        keys = np.random.default_rng(12).normal(size=(2000, 24)).astype(np.float32)
+        index, path = retriever.build(keys), tmp_path / "index"
+        retriever.build(keys[:7]).save(path)
+
+        def child() -> bool:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))  # less than a buffer, which reaches the disk last
+            try:
+                index.save(path)
+            except KnowledgeBaseError as e:
+                return "cannot be written" in str(e)
+            return False
+
+        assert in_fork(child), "it was saved where there is no room"
+        assert [p.name for p in tmp_path.iterdir()] == ["index"], "a temporary folder was left behind"
+        assert retriever.load(path).shape == (7, 24)
+
     def test_an_index_of_other_rows_is_refused(self, retriever: Retriever, tmp_path: Path) -> None:
         """What it was bound to when saved is compared by whoever knows what it should be."""
         index = retriever.build(np.eye(3, dtype=np.float32))

@@ -21,6 +21,13 @@ from tests.backends.data import blobs, tight_cluster
 faiss: Any = pytest.importorskip("faiss", reason="faiss is not installed")
 
 
+@pytest.mark.parametrize("factory", ["HNSW0", "HNSW1", "HNSW1,Flat", "HNSW00_SQ8", "IVF16_HNSW0,Flat", "PCA8,HNSW1"])
+def test_graphs_that_would_end_the_process_are_refused(factory: str) -> None:
+    with pytest.raises(InvalidInputError, match="at least 2 links"):
+        Faiss(factory)
+    Faiss(factory.replace("HNSW", "HNSW1"))  # of ten links and more
+
+
 class Approximate(RetrieverContract):
     exact = False
     adds = True
