@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from typing import TYPE_CHECKING, Any
 
 from redi.cli import models
@@ -46,7 +45,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
         console.say(f"  {name.ljust(width)}  {value}")
     lines = [("  plan", "calls", "of", "saved a picture", "pays for itself after")]
     lines += [
-        (f"  {p['plan']}", str(p["nfe"]), str(p["nfe_full"]), str(p["saved"]), f"{p['break_even']:,} pictures")
+        (f"  {p['plan']}", str(p["nfe"]), str(p["nfe_full"]), str(p["saved"]), pictures(p["break_even"]))
         for p in paid["plans"]
     ]
     for line in table(lines):
@@ -60,30 +59,21 @@ def run(given: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def cost(kb: KnowledgeBase) -> dict[str, Any]:
-    """Model calls that building took, and what each plan gives back; a call is one evaluation for one picture."""
-    from redi.plan import Plan, Route
-    from redi.solvers import DiffusersSolver
-    from redi.transports import Defect, Value, check
+def pictures(count: int | None) -> str:
+    """After how many a knowledge base has paid for itself."""
+    return "never" if count is None else f"{count:,} pictures"
 
-    mark = kb.fingerprint
-    solver = DiffusersSolver.from_config(mark.scheduler, mark.scheduler_config)
-    transport = Defect() if solver.suits_coarse else Value()
-    schedule = solver.schedule(mark.steps)
-    per_row = min(max(1, kb.record.last), schedule.fine)  # a build stops after the last entry that is wanted
-    calls = per_row * len(kb)
+
+def cost(kb: KnowledgeBase) -> dict[str, Any]:
+    """Model calls that building took, and what each plan gives back as it is served; a call is one for one picture."""
+    from redi.cost import Cost
+    from redi.engine import ReDiEngine
+
     plans: list[dict[str, Any]] = []
-    for text in kb.config.plans:
-        route = Route.lay(check(Plan.parse(text), transport, solver), schedule)
-        saved = route.nfe_full - route.nfe
-        plans.append(
-            {
-                "plan": text,
-                "transport": type(transport).__name__.lower(),
-                "nfe": route.nfe,
-                "nfe_full": route.nfe_full,
-                "saved": saved,
-                "break_even": math.ceil(calls / saved) if saved else 0,
-            }
-        )
-    return {"model_calls": calls, "calls_per_row": per_row, "plans": plans}
+    per_row = max(1, kb.record.last)
+    for engine in ReDiEngine.serving(kb):
+        account = Cost.of(kb, engine.route)
+        per_row = account.calls_per_row
+        served = {"plan": str(engine.plan), "transport": type(engine.transport).__name__.lower()}
+        plans.append(served | account.to_json())
+    return {"model_calls": per_row * len(kb), "calls_per_row": per_row, "plans": plans}
