@@ -60,14 +60,15 @@ def operator_norm(
 ) -> Float64[Tensor, " b"]:
     """‖J‖₂ of f's Jacobian at each sample: the Lipschitz constant there.
 
-    Power iteration on JᵀJ by Jacobian–vector products; it comes from below, so what it did not reach is left out.
+    Power iteration on JᵀJ by Jacobian–vector products, with all its vectors kept (Lanczos), so that few are needed.
+    What is found comes from below.
 
     Args:
         f: differentiable backwards, twice (attention that is not fused).
         x: where.
         generator: draws the first vector.
         tolerance: relative change of the estimate at which to stop.
-        iterations: at most.
+        iterations: at most; so many vectors are kept.
     """
     push, pull = _linearized(f, x)
     return _largest(lambda v: pull(push(v)), x, generator, tolerance, iterations).clamp(min=0).sqrt()
@@ -87,13 +88,7 @@ def logarithmic_norm(
     where the flow contracts the bound does. Arguments as for `operator_norm`.
     """
     push, pull = _linearized(f, x)
-    shift = operator_norm(f, x, generator=generator, tolerance=0.1, iterations=iterations) * 1.1
-    by = shift.reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype)  # so that the largest eigenvalue is the one of largest size
-
-    def symmetric(v: Tensor) -> Tensor:
-        return (push(v) + pull(v)) / 2 + by * v
-
-    return _largest(symmetric, x, generator, tolerance, iterations) - shift
+    return _largest(lambda v: (push(v) + pull(v)) / 2, x, generator, tolerance, iterations)
 
 
 def value_bound(
@@ -368,18 +363,30 @@ def _linearized(f: Field, x: Tensor) -> tuple[Field, Field]:
 def _largest(
     apply: Field, x: Tensor, generator: torch.Generator, tolerance: float, iterations: int
 ) -> Float64[Tensor, " b"]:
-    """The largest eigenvalue of a symmetric operator without negative ones, by Rayleigh quotients of its powers."""
-    v = _unit(torch.randn(x.shape, generator=generator, dtype=x.dtype))
+    """The largest eigenvalue of a symmetric operator, by the Lanczos process with all vectors kept orthogonal."""
+    basis = [_unit(torch.randn(x.shape, generator=generator, dtype=torch.float64))]
+    T = torch.zeros(len(x), iterations, iterations, dtype=torch.float64)
     value = torch.zeros(len(x), dtype=torch.float64)
-    for _ in range(iterations):
-        w = apply(v).detach()
-        found = (v.double() * w.double()).flatten(1).sum(1)
-        v = _unit(w)
-        settled = bool(((found - value).abs() <= tolerance * found.abs()).all())
-        value = found
-        if settled:
+    for i in range(iterations):
+        w = apply(basis[i].to(x.dtype)).detach().double()
+        # where the space is used up the vector is zero; any number the operator takes on a unit vector does no harm
+        T[:, i, i] = torch.where(_dot(basis[i], basis[i]) > 0, _dot(basis[i], w), T[:, 0, 0])
+        for v in (*basis, *basis):  # twice is enough (Parlett 1998, §6.9)
+            w = w - _dot(v, w).reshape(-1, *[1] * (x.ndim - 1)) * v
+        ritz = torch.linalg.eigvalsh(T[:, : i + 1, : i + 1])
+        size, norm = ritz.abs().amax(1), _dot(w, w).sqrt()
+        settled = i > 0 and bool(((ritz[:, -1] - value).abs() <= tolerance * size).all())
+        value = ritz[:, -1]
+        norm = torch.where(norm > torch.finfo(x.dtype).eps * size, norm, 0)
+        if settled or i + 1 == iterations or not bool((norm > 0).any()):
             break
+        T[:, i, i + 1] = T[:, i + 1, i] = norm
+        basis.append(_unit(w) * (norm > 0).reshape(-1, *[1] * (x.ndim - 1)))
     return value
+
+
+def _dot(v: Tensor, w: Tensor) -> Float64[Tensor, " b"]:
+    return (v * w).flatten(1).sum(1)
 
 
 def _unit(v: Tensor) -> Tensor:
