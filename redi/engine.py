@@ -244,6 +244,7 @@ class ReDiEngine:
     ) -> LeapReport:
         """What one generation did, in words: see `LeapReport`."""
         prompts, trust = self.knowledge_base.prompts, self.gate.trust
+        cost = Cost.of(self.knowledge_base, self.route)
         expected = [
             float(trust.errors(torch.tensor([distances], dtype=torch.float32))[0]) if trust and distances else None
             for _, distances in found
@@ -261,7 +262,8 @@ class ReDiEngine:
             seconds=dict(seconds),
             notes=(*self.notes, *notes),
             expected=tuple(expected) if trust else (),
-            break_even=Cost.of(self.knowledge_base, self.route).break_even,
+            break_even=cost.break_even,
+            building=cost.model_calls,
             context=self.context,
         )
 

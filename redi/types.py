@@ -94,6 +94,7 @@ class LeapReport:
         expected: per picture, the error expected of it as a fraction of the plain solver's at the same number of calls;
             None where it did not leap, nothing where the knowledge base is not tuned.
         break_even: pictures after which the knowledge base has paid for itself in model calls; None if never.
+        building: model calls that building the knowledge base took; None where nobody says.
         context: what it was done with, name → words: versions, pipeline, rows, how they were served.
     """
 
@@ -110,6 +111,7 @@ class LeapReport:
     notes: tuple[str, ...] = ()
     expected: tuple[float | None, ...] = ()
     break_even: int | None = None
+    building: int | None = None
     context: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __str__(self) -> str:
@@ -140,8 +142,9 @@ class LeapReport:
                 lines.append(f"distance    {min(nearest):.4g} … {max(nearest):.4g} (L2 of the nearest key)")
             if expected := [e for e in self.expected if e is not None]:
                 lines.append(f"expected    {min(expected):.2f} … {max(expected):.2f} of the plain solver's error")
-        if self.break_even is not None:
-            lines.append(f"cost        the knowledge base has paid for itself after {self.break_even:,} pictures")
+        if self.building is not None:
+            back = "never paid for" if self.break_even is None else f"paid for after {self.break_even:,} pictures"
+            lines.append(f"cost        {self.building:,} model calls to build the knowledge base, {back}")
         if self.seconds:
             stages = ", ".join(f"{stage} {1e3 * s:.1f} ms" for stage, s in self.seconds.items())
             lines.append(f"time        {stages}")
