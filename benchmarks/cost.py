@@ -42,7 +42,12 @@ SHAPE: Final = (4, 64, 64)
 EMBEDDING: Final = 768
 PLAN: Final = "coarse:8/40"
 SOLVER: Final = "dpmsolver++-karras"
-TRAINED: Final = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+TRAINED: Final[dict[str, Any]] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
 ROWS: Final = (1_000, 10_000, 100_000)
 NOISES: Final = (1, 16, 256)
 AXES_FROM: Final = 1024  # rows; below 8,192, what is no multiple of them leaves other numbers of axes
