@@ -75,7 +75,7 @@ def bootstrap(
             (0, 1) or no repeats.
     """
     drawn = [statistic(*(x[rows] for x in samples)) for rows in _draws(samples, groups, repeats, seed, level)]
-    return _interval(statistic(*samples), torch.tensor(drawn, dtype=torch.float64), level)
+    return percentiles(statistic(*samples), torch.tensor(drawn, dtype=torch.float64), level)
 
 
 def paired(
@@ -108,7 +108,7 @@ def paired(
     means = torch.stack([d[rows].mean() for rows in _draws((d,), groups, repeats, seed, level)])
     # a tolerance of rounding, so that equal numbers differ with p = 1
     beyond = ((means - value).abs() >= abs(value) * (1 - 1e-12)).sum()
-    return Difference(_interval(value, means, level), float((1 + beyond) / (1 + repeats)))
+    return Difference(percentiles(value, means, level), float((1 + beyond) / (1 + repeats)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -124,6 +124,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
         adjusted[i] = largest
     return adjusted
+
+
+def percentiles(value: float, drawn: Float64[Tensor, " r"], level: float) -> Interval:
+    """The interval of a statistic whose value in each of the draws is `drawn`; see `bootstrap`."""
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = torch.quantile(drawn - drawn.mean(), ends).tolist()
+    return Interval(value, value + low, value + high)
 
 
 def _draws(
@@ -148,9 +155,3 @@ def _draws(
     for _ in range(repeats):
         drawn = torch.randint(len(rows), (len(rows),), generator=generator)
         yield torch.cat([rows[i] for i in drawn.tolist()])
-
-
-def _interval(value: float, drawn: Float64[Tensor, " r"], level: float) -> Interval:
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.quantile(drawn - drawn.mean(), ends).tolist()
-    return Interval(value, value + low, value + high)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import signal
 import time
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redi import launch
 from redi import prompts as prompt_lists
-from redi.cli import models, names
+from redi.cli import models, names, ranks
 from redi.cli.console import Console, size
 from redi.errors import InvalidInputError, RankError
 from redi.stop import Stop
@@ -70,14 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="of the model (default: float16 on GPUs)"
     )
-    parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="what the ranks run on")
-    parser.add_argument(
-        "--devices",
-        type=int,
-        metavar="N",
-        help="ranks per node: GPUs, or processes on CPUs (default: as launched, or 1)",
-    )
-    parser.add_argument("--num-nodes", type=int, metavar="M", help="nodes (default: as launched, or 1)")
+    ranks.configure(parser)
     parser.add_argument(
         "--logger",
         metavar="NAME",
@@ -101,7 +93,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
     for name, bound in least.items():
         if (value := getattr(given, name)) is not None and value < bound:
             raise InvalidInputError(f"--{name.replace('_', '-')} must be at least {bound}, given {value}")
-    devices, nodes = _ranks(given)
+    devices, nodes = ranks.count(given)
     several, first = devices * nodes > 1, launch.is_first()
     if several and given.prompts == "-":
         raise InvalidInputError("several ranks cannot share standard input; write the prompts to a file")
@@ -130,7 +122,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
     try:
         with (
             Stop(*signals) as stop,
-            console.bar(f"building {given.kb}", "row") if first else contextlib.nullcontext(_silent) as bar,
+            console.bar(f"building {given.kb}", "row") if first else contextlib.nullcontext(ranks.silent) as bar,
         ):
 
             def progress(now: Progress) -> None:
@@ -139,7 +131,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
                 seen.append(now)
                 bar(now.done, now.total)
 
-            pipe = _load(given, several or watched)
+            pipe = ranks.load(given.model, given, given.dtype, by_lightning=several or watched)
             settings: dict[str, Any] = {
                 "plans": plans,
                 "solver": names.fine_solver(pipe.scheduler, given.solver),
@@ -188,40 +180,6 @@ def run(given: argparse.Namespace, console: Console) -> int:
 
             console.say(f"preview: {preview.draw(pipe, kb, given.preview)}")
     return 0
-
-
-def _ranks(given: argparse.Namespace) -> tuple[int, int]:
-    """Ranks per node, and nodes: as asked for, or as launched.
-
-    Raises:
-        InvalidInputError: something else was launched than is asked for.
-    """
-    around, here = launch.launched(), launch.per_node()
-    devices: int = given.devices or here or 1
-    nodes: int = given.num_nodes or (around // devices if here else 1)
-    if around > 1 and devices * nodes != around:
-        raise InvalidInputError(
-            f"this is one of {around} launched processes, but --devices {devices} and --num-nodes {nodes} make "
-            f"{devices * nodes}; say how many there are on each node, and how many nodes"
-        )
-    return devices, nodes
-
-
-def _silent(done: int, total: int) -> None:
-    """The bar of a rank that shows none."""
-
-
-def _load(given: argparse.Namespace, by_lightning: bool) -> Any:
-    import torch
-
-    gpu = given.accelerator == "gpu" or (given.accelerator == "auto" and torch.cuda.is_available())
-    where = given.device or ("cuda" if gpu else "cpu")
-    if by_lightning and given.threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(given.threads)  # or Lightning would share out the cores itself
-    told = argparse.Namespace(
-        device="cpu" if by_lightning else where, threads=given.threads
-    )  # ranks find their own device
-    return models.load(given.model, told, given.dtype or ("float32" if where == "cpu" else "float16"))
 
 
 def _tell(

@@ -79,7 +79,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
     kb = KnowledgeBase.open(given.kb)
     steps = given.steps or (plan[0].steps if plan else names.plans(kb.config.plans[0])[0].steps)
     mark = kb.fingerprint
-    pipe = models.load(given.model or _model_of(kb), given, mark.dtype.split()[0])
+    pipe = models.load(given.model or models.model_of(kb), given, mark.dtype.split()[0])
     pipe.set_progress_bar_config(disable=True)
 
     import torch
@@ -141,15 +141,6 @@ def run(given: argparse.Namespace, console: Console) -> int:
     _tell(console, found, out)
     console.result(found)
     return 0
-
-
-def _model_of(kb: KnowledgeBase) -> str:
-    name = kb.fingerprint.model
-    if Path(name).is_absolute() and not Path(name).is_dir():
-        raise InvalidInputError(
-            f"{kb.path} was built with the model in {name}, which is not there; name it with --model"
-        )
-    return name
 
 
 def _saved(kb: KnowledgeBase, report: LeapReport, i: int) -> dict[str, Any]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from redi.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from redi.knowledge_base import KnowledgeBase
 
 BUNDLED: Final = "emoji"
 _HUB_ID: Final = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -27,6 +30,20 @@ def name_of(text: str) -> str:
 def guidance_of(text: str) -> float:
     """The guidance scale a model is used with if nothing is said: what it was tuned with, or diffusers' default."""
     return 3.0 if text == BUNDLED else 7.5
+
+
+def model_of(kb: KnowledgeBase) -> str:
+    """The model that a knowledge base was built with.
+
+    Raises:
+        InvalidInputError: it was a folder, which is not there.
+    """
+    name = kb.fingerprint.model
+    if Path(name).is_absolute() and not Path(name).is_dir():
+        raise InvalidInputError(
+            f"{kb.path} was built with the model in {name}, which is not there; name it with --model"
+        )
+    return name
 
 
 def load(text: str, given: argparse.Namespace, dtype: str | None = None) -> Any:

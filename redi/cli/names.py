@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from redi.errors import InvalidInputError, UnsupportedSolverError
+from redi.errors import InvalidInputError, ReDiError, UnsupportedSolverError
 
 if TYPE_CHECKING:
     from redi.backends import Retriever
@@ -91,6 +91,22 @@ def solver(name: str, trained: Any) -> DiffusersSolver:
     # a shift that goes by the picture's size is the pipeline's to say when it is called
     told = Timetable(mu=0.0) if flow and trained.config.get("use_dynamic_shifting") else PLAIN
     return DiffusersSolver.of(kind.from_config(trained.config, **settings), told)
+
+
+def label(chosen: DiffusersSolver, trained: Any) -> str:
+    """What a solver of such a model is called here; its class where it has no name.
+
+    Args:
+        chosen: the solver.
+        trained: the scheduler that the model's pipeline came with.
+    """
+    for name in (n + end for n in SOLVERS for end in ("", _KARRAS)):
+        try:
+            if solver(name, trained).identity() == chosen.identity():
+                return name
+        except ReDiError:
+            continue
+    return str(chosen).removesuffix("Scheduler")
 
 
 def fine_solver(trained: Any, name: str | None = None) -> DiffusersSolver:

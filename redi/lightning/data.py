@@ -90,7 +90,7 @@ class Share(DistributedSampler[int]):
     It is a DistributedSampler so that Lightning, whatever `use_distributed_sampler` says, does not divide it again.
     """
 
-    def __init__(self, items: Sequence[Item], rank: int, ranks: int, stop: Callable[[], bool]) -> None:
+    def __init__(self, items: Sequence[object], rank: int, ranks: int, stop: Callable[[], bool]) -> None:
         super().__init__(items, ranks, rank, shuffle=False)  # type: ignore
         self._range = range(len(items) * rank // ranks, len(items) * (rank + 1) // ranks)
         self._stop = stop
