@@ -103,7 +103,7 @@ class Evaluation(LightningModule):
         if (launcher := self.trainer.strategy.launcher) is not None and hasattr(launcher, "kill"):
             self.stop.passed_on = launcher.kill  # those that this process started are told by it
         self.stop.listen()  # in the place of Lightning's own handler, which waits for other ranks inside the handler
-        self._tell()
+        self._tell(0)
         return self._todo
 
     def on_predict_start(self) -> None:
@@ -113,6 +113,10 @@ class Evaluation(LightningModule):
         if (dtype := changeable(self.pipe)["dtype"]) != mark.dtype:
             raise InvalidInputError(f"the rows were solved with the pipeline in {mark.dtype}, now it is in {dtype}")
 
+    def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
+        """Nothing to move: a batch is words, and Lightning would look into it for tensors."""
+        return batch
+
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Seen]:
         """What is seen of this batch's pictures in each way."""
         self._examiner = self._examiner or Examiner(self.pipe, self.contest)
@@ -121,7 +125,7 @@ class Evaluation(LightningModule):
         for state, s in zip(self._states, seen, strict=True):
             state.update(batch.first, s)
         self._solved += 1
-        self._tell()
+        self._tell(min(len(self._todo), self._solved * self.trainer.world_size))  # shares are equal
         return seen
 
     def teardown(self, stage: str) -> None:
@@ -133,6 +137,7 @@ class Evaluation(LightningModule):
         if not self._states:
             return
         ranks = self._ranks
+        self._tell(sum(ranks.gathered(self._solved)))
         ended_early = any(ranks.gathered(self.stop())) or self.trainer.limit_predict_batches != 1.0
         if not ended_early:
             for batch in self._kept:
@@ -153,15 +158,15 @@ class Evaluation(LightningModule):
             if way.engine is not None:
                 _ = way.engine.table
 
-    def _tell(self) -> None:
+    def _tell(self, solved: int) -> None:
         if not self.trainer.is_global_zero:
             return
-        left, total, seconds = len(self._todo), len(self.contest.batches), time.monotonic() - self._began
-        share = min(left, self._solved * self.trainer.world_size)
-        self._progress(Progress(total - left + share, total, seconds))
-        rate = share * self.contest.batch_size / max(seconds, 1e-9)
+        total, seconds = len(self.contest.batches), time.monotonic() - self._began
+        done = total - len(self._todo) + solved
+        self._progress(Progress(done, total, seconds))
+        rate = solved * self.contest.batch_size / max(seconds, 1e-9)
         for logger in self.trainer.loggers:
-            logger.log_metrics({"batches": total - left + share, "pictures_per_second": rate}, self._solved)
+            logger.log_metrics({"batches": done, "pictures_per_second": rate}, done)
 
 
 @final

@@ -16,7 +16,7 @@ from redi.cli import main
 from redi.cli.console import size, to_json, write_json
 from tests.cli.conftest import Redi
 
-COMMANDS = ("demo", "build", "generate", "index", "merge", "bench", "info", "verify")
+COMMANDS = ("demo", "build", "generate", "eval", "index", "merge", "bench", "info", "verify")
 ROOT = Path(__file__).parents[2]
 
 

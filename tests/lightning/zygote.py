@@ -41,6 +41,18 @@ def main() -> None:
         return rows
 
     recipe.FineSolver.__call__ = logged
+    from redi.evaluation.examiner import Examiner
+
+    see = Examiner.__call__
+
+    def seen(self: Any, batch: Any) -> Any:
+        found = see(self, batch)
+        with open("solved", "a", encoding="utf-8") as log:
+            log.write("".join(json.dumps([os.environ.get("RANK", "0"), *item]) + "\n" for item in batch.items))
+        time.sleep(float(os.environ.get("PAUSE", "0")))
+        return found
+
+    Examiner.__call__ = seen
     print(json.dumps("ready"), flush=True)
     pids: set[int] = set()
     for line in sys.stdin:
