@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import benchmarks.quality
 from benchmarks import bundled
@@ -13,17 +14,20 @@ from benchmarks.quality import frontier, studies
 from benchmarks.quality.lab import arguments
 from redi.cli.console import write_json
 
-FRONTIER: Final = studies.Study(frontier.study, frontier.tables, frontier.plot)
-
 
 def main(argv: Sequence[str] | None = None, pipe: Any = None) -> int:
     given, settings = arguments(argv, benchmarks.quality.__doc__, tuple(studies.STUDIES))
     pipe = pipe or bundled.load(compiled=not settings.quick)
+    much = {"families": given.solvers, "budgets": given.budgets, "tuning": given.tuning}
+    whole = studies.Study(functools.partial(frontier.study, **much), frontier.tables, frontier.plot)
     for name in given.studies or ["frontier"]:
-        study = studies.STUDIES.get(name, FRONTIER)
+        study = studies.STUDIES.get(name, whole)
         found = study.measure(settings, pipe)
-        file = given.json if study is FRONTIER else given.json.with_name(f"{given.json.stem}-{name}.json")
+        file = given.json if study is whole else given.json.with_name(f"{given.json.stem}-{name}.json")
         said = report.document(settings, f"benchmarks.quality {name}", **found)
+        if study is whole and not given.quick:
+            listed = ",".join(map(str, given.budgets))
+            said["command"] += f" --solvers {','.join(given.solvers)} --budgets {listed} --tuning {given.tuning}"
         write_json(file, said)
         title = f"# {name.capitalize()}\n\n`{said['command']}`"
         text = "\n\n".join([title, report.LEGEND, *study.tables(found)]) + "\n"

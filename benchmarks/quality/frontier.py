@@ -23,12 +23,26 @@ BUDGETS = (3, 4, 5, 6, 8, 10, 12, 16, 20)
 MEASURES = {"frechet_latents": "Fréchet distance to the fine solve (latents)", "latent_error": "latent error (L2)"}
 
 
-def study(settings: Settings, pipe: Any) -> dict[str, Any]:
-    """Points, and what follows from them."""
+def study(
+    settings: Settings,
+    pipe: Any,
+    families: Sequence[str] = tuple(plain.FAMILIES),
+    budgets: Sequence[int] = BUDGETS,
+    tuning: int = 128,
+) -> dict[str, Any]:
+    """Points, and what follows from them.
+
+    Args:
+        settings: how much.
+        pipe: from `bundled.load`.
+        families: plain solvers.
+        budgets: model calls.
+        tuning: prompts on which the plain solvers' spacings are chosen.
+    """
     lab = Lab(settings, pipe)
-    families = ("ddim", "dpmsolver++", "deis") if settings.quick else tuple(plain.FAMILIES)
-    budgets = (4, 8) if settings.quick else BUDGETS
-    chosen, tried = tune(lab, families, budgets)
+    if settings.quick:
+        families, budgets, tuning = ("ddim", "dpmsolver++", "deis"), (4, 8), 4
+    chosen, tried = tune(lab, families, budgets, tuning)
     kb = lab.rows("rows", settings.rows)
     ways = [fine(), *chosen, *(served(n) for n in budgets if n in PLANS)]
     ways += [served(n, "redi, H = 256", neighbors=256) for n in budgets if n in PLANS]
@@ -46,14 +60,15 @@ def study(settings: Settings, pipe: Any) -> dict[str, Any]:
     }
 
 
-def tune(lab: Lab, families: Sequence[str], budgets: Sequence[int]) -> tuple[list[Way], list[dict[str, Any]]]:
+def tune(
+    lab: Lab, families: Sequence[str], budgets: Sequence[int], count: int
+) -> tuple[list[Way], list[dict[str, Any]]]:
     """For every solver and budget the spacings of least Fréchet distance and of least latent error, on train prompts.
 
     The prompts come after those of the rows, from one noise. Every spacing that was tried is told.
     """
     much = lab.settings
     side = Lab(dataclasses.replace(much, noises=1), lab.pipe, lab.guidance)
-    count = 4 if much.quick else 128
     prompts = spread(zoo.prompts("emoji", "train")[12_032:], count)
     runs = list(plain.runs(side, families, budgets))
     ways = [fine(), *(Way(f"{name} {calls}", name, steps) for _, name, calls, steps in runs)]

@@ -148,11 +148,17 @@ def arguments(
     parser.add_argument("--rows", type=int, default=4032, help="train prompts of the knowledge base, with every noise")
     parser.add_argument("--queries", type=int, default=256, help="prompts of captions never seen")
     parser.add_argument("--noises", type=int, default=3)
+    parser.add_argument("--solvers", default=",".join(plain.FAMILIES), metavar="NAME,…", help="of the frontier")
+    parser.add_argument("--budgets", default=",".join(map(str, PLANS)), metavar="N,…", help="of the frontier, in calls")
+    parser.add_argument("--tuning", type=int, default=128, metavar="N", help="prompts that plain solvers are tuned on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a look: figures of this size say little")
     given = parser.parse_args(argv)
     if unknown := set(given.studies) - {"frontier", *studies}:
         parser.error(f"there is no study {', '.join(sorted(unknown))}; there is: frontier, {', '.join(studies)}")
+    given.solvers, given.budgets = given.solvers.split(","), [int(n) for n in given.budgets.split(",")]
+    if other := set(given.solvers) - set(plain.FAMILIES) | {str(n) for n in set(given.budgets) - set(PLANS)}:
+        parser.error(f"there is no {', '.join(sorted(other))} among {', '.join(plain.FAMILIES)}, {[*PLANS]}")
     if given.quick:
         given.rows, given.queries, given.noises = 12, 4, 1
     given.json.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What decides the frontier, one study each: choices, rows, distance from the bank, guidance, captions, fine solve."""
+"""What decides the frontier, one study each: places, choices, rows, guidance, captions, fine solve."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ from benchmarks.paper.measures import Judge
 from benchmarks.paper.settings import Settings, spread
 from benchmarks.paper.ways import Way
 from benchmarks.quality import plain
-from benchmarks.quality.lab import COARSE, Lab, fine, served
+from benchmarks.quality.lab import COARSE, STEPS, Lab, fine, served
 from redi import NNLS, Affine, Combiner, Kriging, LeastSquares, Nearest, zoo
+from redi.metrics import latent_error
 
 COMPARED: Final = ("frechet_latents", "latent_error", "text_score")
 PLAINLY: Final[Mapping[int, str]] = {4: "deis-linspace", 5: "deis-linspace", 6: "deis-karras", 8: "deis-karras"}
 """The best plain solver of a budget as `frontier` finds it; above, DEIS on Karras levels too."""
 USUAL: Final = "as it is"
 AWAY: Final = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+FEWER: Final = 1024
+"""Rows of a noise that places are moved on: every try derives a table."""
 SIZES: Final = (100, 300, 1000, 3000)  # and all
 GPU_HOURS_BUY: Final = 100_000  # rows: the size to which the rows' curve is extrapolated
 
@@ -239,6 +242,61 @@ def teacher(settings: Settings, pipe: Any) -> dict[str, Any]:
     return {"points": Judge(lab, lab.queries, made[0]).table(ways, made[1:])}
 
 
+# --- grids ----------------------------------------------------------------------------------------------------------
+
+
+def grids(settings: Settings, pipe: Any) -> dict[str, Any]:
+    """Where calls are best made: places move one by one, judged on train prompts that are no rows, then on queries."""
+    lab = one_noise(settings, pipe)
+    kb = lab.rows("rows", settings.rows, settings.noises)
+    prompts = spread(zoo.prompts("emoji", "train")[12_032:], 4 if settings.quick else 64)
+    reference = lab.sample([fine()], {}, prompts)[0].latents
+    calls = (3,) if settings.quick else (4, 5, 6, 8)
+
+    def error(places: Sequence[int]) -> float:
+        way = served(len(places), plan=_at(places), most=None if settings.quick else FEWER)
+        (made,) = lab.sample([way], {"rows": kb}, prompts)
+        return latent_error(made.latents.flatten(0, 1), reference.flatten(0, 1))
+
+    ways: list[Way] = []
+    for n in calls:
+        even = [round(i * STEPS / n) for i in range(n)]
+        found = moved(even, error, most=1 if settings.quick else 40)
+        ways += [
+            served(n, "evenly spread", plan=_at(even)),
+            served(n, "moved", plan=_at(found)),
+            served(n),
+        ]
+    judge, made = measured(lab, ways, {"rows": kb}, lab.queries)
+    return {"points": judge.table(ways, made), "plans": {w.name: w.plan for w in ways}, "rows": len(kb)}
+
+
+def moved(places: Sequence[int], error: Callable[[Sequence[int]], float], most: int) -> list[int]:
+    """The places after moves by one entry each that lowered the error; the first place stays.
+
+    Args:
+        places: ascending, from 0.
+        error: of places.
+        most: rounds over all places.
+    """
+    best, least = list(places), error(places)
+    for _ in range(most):
+        before = least
+        for i in range(1, len(best)):
+            for step in (-1, 1):
+                tried = [*best[:i], best[i] + step, *best[i + 1 :]]
+                ascending = tried == sorted(set(tried)) and tried[-1] < STEPS
+                if ascending and (e := error(tried)) < least:
+                    best, least = tried, e
+        if least == before:
+            break
+    return best
+
+
+def _at(places: Sequence[int]) -> str:
+    return f"at:{','.join(map(str, places))}/{STEPS}"
+
+
 # --- shown ----------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +335,7 @@ def kind(p: Mapping[str, Any]) -> str:
 
 
 STUDIES: Final[Mapping[str, Study]] = {
+    "grids": Study(grids, plain_tables, lines("calls", "model calls per picture")),
     "choices": Study(choices, plain_tables, lines("calls", "model calls per picture")),
     "rows": Study(rows, plain_tables, lines("rows", "rows of the noise")),
     "noises": Study(noises, plain_tables, lines("eta", "η, distance from the bank's noise")),

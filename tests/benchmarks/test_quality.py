@@ -87,6 +87,13 @@ def test_rows_that_halve_the_error_have_that_exponent() -> None:
     assert found["latent error at 100,000 rows"] == pytest.approx(1e5**-0.25)
 
 
+def test_places_are_moved_to_where_the_error_is_least() -> None:
+    wanted = [0, 3, 17, 31]
+    error = lambda places: sum(abs(a - b) for a, b in zip(places, wanted, strict=True))  # noqa: E731
+    assert studies.moved([0, 10, 20, 30], error, most=40) == wanted
+    assert studies.moved([0, 10, 20, 30], error, most=1) == [0, 9, 19, 31]
+
+
 def test_every_spacing_of_every_family_is_a_solver(pipe: Any) -> None:
     for family, spacings in plain.FAMILIES.items():
         grids = [plain.solver(f"{family}-{s}", pipe.scheduler).schedule(8).timesteps.tolist() for s in spacings]
