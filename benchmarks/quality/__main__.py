@@ -18,7 +18,7 @@ from redi.cli.console import write_json
 def main(argv: Sequence[str] | None = None, pipe: Any = None) -> int:
     given, settings = arguments(argv, benchmarks.quality.__doc__, tuple(studies.STUDIES))
     pipe = pipe or bundled.load(compiled=not settings.quick)
-    much = {"families": given.solvers, "budgets": given.budgets, "tuning": given.tuning}
+    much = {"families": given.solvers, "budgets": given.budgets, "tuning": given.tuning, "turns": given.turns}
     whole = studies.Study(functools.partial(frontier.study, **much), frontier.tables, frontier.plot)
     for name in given.studies or ["frontier"]:
         study = studies.STUDIES.get(name, whole)
@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None, pipe: Any = None) -> int:
         said = report.document(settings, f"benchmarks.quality {name}", **found)
         if study is whole and not given.quick:
             listed = ",".join(map(str, given.budgets))
-            said["command"] += f" --solvers {','.join(given.solvers)} --budgets {listed} --tuning {given.tuning}"
+            said["command"] += (
+                f" --solvers {','.join(given.solvers)} --budgets {listed} --tuning {given.tuning} --turns {given.turns}"
+            )
         write_json(file, said)
         title = f"# {name.capitalize()}\n\n`{said['command']}`"
         text = "\n\n".join([title, report.LEGEND, *study.tables(found)]) + "\n"

@@ -29,6 +29,7 @@ def study(
     families: Sequence[str] = tuple(plain.FAMILIES),
     budgets: Sequence[int] = BUDGETS,
     tuning: int = 128,
+    turns: int = 3,
 ) -> dict[str, Any]:
     """Points, and what follows from them.
 
@@ -38,10 +39,11 @@ def study(
         families: plain solvers.
         budgets: model calls.
         tuning: prompts on which the plain solvers' spacings are chosen.
+        turns: of the timings.
     """
     lab = Lab(settings, pipe)
     if settings.quick:
-        families, budgets, tuning = ("ddim", "dpmsolver++", "deis"), (4, 8), 4
+        families, budgets, tuning, turns = ("ddim", "dpmsolver++", "deis"), (4, 8), 4, 1
     chosen, tried = tune(lab, families, budgets, tuning)
     kb = lab.rows("rows", settings.rows)
     ways = [fine(), *chosen, *(served(n) for n in budgets if n in PLANS)]
@@ -49,7 +51,7 @@ def study(
     ways += [served(n, "without rows", neighbors=0) for n in budgets if n in PLANS]
     made = lab.sample(ways, {"rows": kb}, lab.queries)
     judge = Judge(lab, lab.queries, made[0])
-    times = lab.seconds(ways, {"rows": kb})
+    times = lab.seconds(ways, {"rows": kb}, turns)
     points = [point(row) | {"seconds": s} for row, s in zip(judge.table(ways, made), times, strict=True)]
     return {
         "points": points,

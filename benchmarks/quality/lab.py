@@ -81,16 +81,21 @@ class Lab(World):
         """And how far from the bank queries start."""
         return [*super().identity(), *([f"eta {self.away}"] if self.away else [])]
 
-    def seconds(self, ways: Sequence[Way], rows: dict[str, KnowledgeBase]) -> list[float]:
-        """Wall time of one batch of queries by each way, the quickest of three; the batch is as large as any here."""
+    def seconds(self, ways: Sequence[Way], rows: dict[str, KnowledgeBase], turns: int) -> list[float | None]:
+        """Wall time of one batch of queries by each way, the quickest of some turns; None without a turn.
+
+        The batch is as large as any here.
+        """
+        if not turns:
+            return [None] * len(ways)
         prompts = self.queries[: bundled.BATCH]
         denoise = Denoiser(self.pipe, prompts, self.guidance)
         numbers = torch.arange(len(prompts))[:, None].expand(-1, 2)
-        found: list[float] = []
+        found: list[float | None] = []
         for way in ways:
             engine = None if way.plan is None else self.engine(way, rows)
             taken: list[float] = []
-            for _ in range(1 if self.settings.quick else 3):
+            for _ in range(turns):
                 denoise.forget()
                 begun = time.perf_counter()
                 self.run(way, engine, denoise, 0, numbers)
@@ -151,6 +156,9 @@ def arguments(
     parser.add_argument("--solvers", default=",".join(plain.FAMILIES), metavar="NAME,…", help="of the frontier")
     parser.add_argument("--budgets", default=",".join(map(str, PLANS)), metavar="N,…", help="of the frontier, in calls")
     parser.add_argument("--tuning", type=int, default=128, metavar="N", help="prompts that plain solvers are tuned on")
+    parser.add_argument(
+        "--turns", type=int, default=3, metavar="N", help="of the frontier's timings; 0 leaves them out"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a look: figures of this size say little")
     given = parser.parse_args(argv)
