@@ -158,7 +158,7 @@ def matching(curve: Mapping[int, float], value: float) -> float | None:
 
 def significance(judge: Judge, ways: Sequence[Way], made: Sequence[Made]) -> list[dict[str, Any]]:
     """How redi stands against each plain solver at as many calls: paired, Holm-adjusted over all of them."""
-    ours = {m.calls: (w.name, m) for w, m in zip(ways, made, strict=True) if w.plan and w.neighbors}
+    ours = {m.calls: (w.name, m) for w, m in zip(ways, made, strict=True) if w.name.startswith("redi ")}
     plainly = [(w.name, m) for w, m in zip(ways, made, strict=True) if not w.plan and w.name != "fine"]
     return judge.compare([(ours[m.calls], (name, m)) for name, m in plainly if m.calls in ours])
 
