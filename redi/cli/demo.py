@@ -28,6 +28,7 @@ _PLAIN: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
     ("DPM-Solver++ 2M Karras", "dpmsolver++", {"use_karras_sigmas": True}),
     ("UniPC", "unipc", {}),
     ("DEIS", "deis", {}),
+    ("DEIS Karras", "deis", {"use_karras_sigmas": True}),
     ("DDIM", "ddim", {}),
 )
 _SHOWN: Final = 8
