@@ -11,7 +11,7 @@ import inspect
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, final
 
 import torch
@@ -113,20 +113,8 @@ class Examiner:
         if (e := way.engine) is None:
             lane.scheduler = way.solver.scheduler()
         else:
-            enable(
-                lane,
-                e.knowledge_base,
-                plan=e.plan,
-                solver=way.solver,
-                transport=e.transport,
-                combiner=e.combiner,
-                retriever=e.retriever,
-                key=e.key,
-                neighbors=e.neighbors,
-                gate=e.gate,
-                retrieve_at=e.retrieve_at,
-                history=e.history,
-            )
+            chosen = {f.name: getattr(e, f.name) for f in fields(e) if f.name not in ("knowledge_base", "notes")}
+            enable(lane, e.knowledge_base, **chosen)
         step = lane.scheduler.step
         lane.scheduler.step = functools.wraps(step)(functools.partial(self._step, lane, step))
         return lane

@@ -78,7 +78,16 @@ class Way:
     def identity(self) -> Mapping[str, Any]:
         """Everything that its pictures depend on besides the rows, as JSON."""
         e = self.engine
-        more = {} if e is None else {"gate": repr(e.gate), "retrieve_at": list(e.retrieve_at), "history": e.history}
+        more = (
+            {}
+            if e is None
+            else {
+                "gate": repr(e.gate),
+                "retrieve_at": list(e.retrieve_at),
+                "history": e.history,
+                "eight_bits": e.eight_bits,
+            }
+        )
         return {"kind": self.kind, "solver": dict(self.solver.identity()), "steps": self.steps, **self.choices, **more}
 
     @property

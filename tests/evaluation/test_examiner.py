@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,3 +137,14 @@ def test_the_pipeline_is_left_as_it_was(pipe: Any, kb: KnowledgeBase, ways: Sequ
     assert pipe.config == before["_internal_dict"]
     assert not pipe.unet._forward_hooks
     assert not pipe.unet._forward_pre_hooks
+
+
+def test_an_engine_is_served_with_every_choice_it_made(pipe: Any, tmp_path: Path) -> None:
+    kb = redi.build(pipe, ROWS, tmp_path / "kb", plans=[COARSE], guidance=2.0)
+    (whole,) = crossing(kb, [COARSE], {})
+    (small,) = crossing(kb, [COARSE], {"eight_bits": [("eight bits", True)]})
+    test = contest(kb, [Way.fine(kb, "own"), whole, small], noise_ids=[0])
+    assert whole.identity != small.identity
+    _, a, b = Examiner(pipe, test)(test.batches[0])
+    assert not torch.equal(a.of("latent_error"), b.of("latent_error"))
+    assert torch.allclose(a.of("latent_error"), b.of("latent_error"), rtol=0.05)
