@@ -13,6 +13,7 @@ from torch import Tensor
 
 _ALIKE: Final = 1e-2  # relative distance of two embeddings of one text, in half precision and in another batch
 _EMBEDDINGS: Final = "negative_prompt_embeds"
+_NAMED: Final = "embeddings "  # how a digest of embeddings begins
 _known: weakref.WeakKeyDictionary[Any, dict[Any, list[Tensor] | None]] = weakref.WeakKeyDictionary()
 
 
@@ -36,9 +37,6 @@ def negative_prompts(pipe: Any, arguments: Mapping[str, Any], known: str = "") -
     own = _encoded(pipe, known)
     alike = None if own is None else _any_alike(passed, own).tolist()
     return {known} if alike is None else {known if a else _name(row) for a, row in zip(alike, passed, strict=True)}
-
-
-_NAMED: Final = "embeddings "
 
 
 def _name(row: Tensor) -> str:

@@ -66,9 +66,8 @@ class Server(Listener):
     def __deepcopy__(self, memo: dict[int, Any]) -> Server:
         memo[id(self)] = mine = copy.copy(self)
         for name, value in vars(self).items():
-            setattr(
-                mine, name, None if name == "parts" else copy.deepcopy(value, memo)
-            )  # a copy has networks of its own
+            setattr(mine, name, copy.deepcopy(value, memo))
+        mine.parts = None  # a copy has networks of its own
         return mine
 
     def call(self, pipe: Any, proceed: Callable[..., Any], arguments: dict[str, Any], given: frozenset[str]) -> Any:

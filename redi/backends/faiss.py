@@ -70,9 +70,8 @@ class FaissIndex(Index):
 
     def _save(self, folder: Path) -> None:
         faiss = _faiss()
-        with (folder / "index.faiss").open(
-            "wb"
-        ) as file:  # a file of its own faiss closes without a look at what failed
+        # a file of its own faiss closes without a look at what failed
+        with (folder / "index.faiss").open("wb") as file:
             faiss.write_index(self._on_cpu, faiss.PyCallbackIOWriter(file.write))
         self.frame.save(folder)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from redi import launch
 from redi import prompts as prompt_lists
 from redi.cli import models, names, ranks
-from redi.cli.console import Console, size
+from redi.cli.console import Console, require_at_least, size
 from redi.errors import InvalidInputError, RankError
 from redi.stop import Stop
 
@@ -87,16 +87,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, console: Console) -> int:
     """Build, or continue, and say what it cost."""
-    least = {"preview": 0} | dict.fromkeys(
-        ("noises", "batch_size", "shard_rows", "limit", "height", "width", "devices", "num_nodes"), 1
-    )
-    for name, bound in least.items():
-        if (value := getattr(given, name)) is not None and value < bound:
-            raise InvalidInputError(f"--{name.replace('_', '-')} must be at least {bound}, given {value}")
+    require_at_least(given, 0, "preview")
+    require_at_least(given, 1, "noises", "batch_size", "shard_rows", "limit", "height", "width", "devices", "num_nodes")
     devices, nodes = ranks.count(given)
     several, first = devices * nodes > 1, launch.is_first()
-    if several and given.prompts == "-":
-        raise InvalidInputError("several ranks cannot share standard input; write the prompts to a file")
     watched = given.logger is not None or given.profile is not None
     if several and given.device:
         raise InvalidInputError(f"--device {given.device} is one device; for several say --accelerator and --devices")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -80,6 +81,22 @@ class Console:
         finally:
             for bar in bars:
                 bar.close()
+
+
+def require_at_least(given: argparse.Namespace, bound: int, *names: str) -> None:
+    """Refuse options that are given and too small.
+
+    Args:
+        given: the parsed options; those that are None were not given.
+        bound: the least.
+        names: of the options, with underscores.
+
+    Raises:
+        InvalidInputError: names the first.
+    """
+    for name in names:
+        if (value := getattr(given, name)) is not None and value < bound:
+            raise InvalidInputError(f"--{name.replace('_', '-')} must be at least {bound}, given {value}")
 
 
 def to_json(value: Any) -> str:

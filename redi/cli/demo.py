@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from redi.cli import models, names
-from redi.cli.console import Console, table, write_json
+from redi.cli.console import Console, require_at_least, table, write_json
 from redi.errors import FingerprintMismatchError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -48,9 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, console: Console) -> int:
     """The whole demonstration."""
-    for name in ("rows", "prompts", "steps", "fine", "batch_size"):
-        if getattr(given, name) < 1:
-            raise InvalidInputError(f"--{name.replace('_', '-')} must be at least 1, given {getattr(given, name)}")
+    require_at_least(given, 1, "rows", "prompts", "steps", "fine", "batch_size")
     if given.prompts < 3 or given.prompts % min(given.batch_size, given.prompts):
         raise InvalidInputError(
             f"--prompts must be at least 3 and a multiple of --batch-size {given.batch_size}, given {given.prompts}"

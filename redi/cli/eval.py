@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from redi import launch
 from redi import prompts as prompt_lists
 from redi.cli import models, names, ranks
-from redi.cli.console import Console, table, write_json
+from redi.cli.console import Console, require_at_least, table, write_json
 from redi.errors import InvalidInputError, MissingExtraError, RankError, ReDiError
 from redi.stop import Stop
 
@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--retrievers", metavar="R", **several, help=f"{', '.join(names.RETRIEVERS)}, with settings: see redi index"
     )
-    parser.add_argument("--keys", metavar="K", **several, help="denoised, sample, prompt")
+    parser.add_argument("--keys", metavar="K", **several, help=", ".join(names.KEYS))
     parser.add_argument("--neighbors", metavar="H", type=int, **several, help="rows that a leap learns from")
     parser.add_argument(
         "--baselines",
@@ -93,8 +93,6 @@ def run(given: argparse.Namespace, console: Console) -> int:
     _check(given)
     devices, nodes = ranks.count(given)
     several, first = devices * nodes > 1, launch.is_first()
-    if several and given.prompts == "-":
-        raise InvalidInputError("several ranks cannot share standard input; write the prompts to a file")
     by_lightning = several or given.logger is not None
     if by_lightning and given.device:
         raise InvalidInputError(
@@ -157,14 +155,11 @@ def run(given: argparse.Namespace, console: Console) -> int:
 
 
 def _check(given: argparse.Namespace) -> None:
-    least = dict.fromkeys(("noises", "limit", "repeats", "batch_size", "devices", "num_nodes"), 1)
-    for name, bound in least.items():
-        if (value := getattr(given, name)) is not None and value < bound:
-            raise InvalidInputError(f"--{name.replace('_', '-')} must be at least {bound}, given {value}")
+    require_at_least(given, 1, "noises", "limit", "repeats", "batch_size", "devices", "num_nodes")
     if any(n < 1 for n in given.neighbors):
         raise InvalidInputError(f"--neighbors must be at least 1, given {min(given.neighbors)}")
-    if unknown := [k for k in given.keys if k not in ("denoised", "sample", "prompt")]:
-        raise InvalidInputError(f"there is no key {unknown[0]!r}; there is: denoised, sample, prompt")
+    if unknown := [k for k in given.keys if k not in names.KEYS]:
+        raise InvalidInputError(f"there is no key {unknown[0]!r}; there is: {', '.join(names.KEYS)}")
     for name, known in (("features", ("evaluator", "latents", "inception")), ("score", ("evaluator", "clip"))):
         text: str = getattr(given, name)
         kind, _, weights = text.partition(":")

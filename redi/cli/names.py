@@ -34,6 +34,7 @@ SOLVERS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
 }
 COMBINERS: Final = ("nearest", "least-squares", "nnls", "affine", "kriging")
 TRANSPORTS: Final = ("value", "residual", "defect")
+KEYS: Final = ("denoised", "sample", "prompt")
 RETRIEVERS: Final[Mapping[str, str]] = {"exact": "Exact", "faiss": "Faiss", "hnsw": "Hnsw", "scann": "Scann"}
 
 _KARRAS: Final = "-karras"

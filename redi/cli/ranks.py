@@ -26,8 +26,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def count(given: argparse.Namespace) -> tuple[int, int]:
     """Ranks per node, and nodes: as asked for, or as launched.
 
+    Args:
+        given: the parsed options, with the command's `prompts`.
+
     Raises:
-        InvalidInputError: something else was launched than is asked for.
+        InvalidInputError: something else was launched than is asked for, or several ranks would read one input.
     """
     around, here = launch.launched(), launch.per_node()
     devices: int = given.devices or here or 1
@@ -37,6 +40,8 @@ def count(given: argparse.Namespace) -> tuple[int, int]:
             f"this is one of {around} launched processes, but --devices {devices} and --num-nodes {nodes} make "
             f"{devices * nodes}; say how many there are on each node, and how many nodes"
         )
+    if devices * nodes > 1 and given.prompts == "-":
+        raise InvalidInputError("several ranks cannot share standard input; write the prompts to a file")
     return devices, nodes
 
 
@@ -55,9 +60,8 @@ def load(text: str, given: argparse.Namespace, dtype: str | None, *, by_lightnin
     where = given.device or ("cuda" if gpu else "cpu")
     if by_lightning and given.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(given.threads)  # or Lightning would share out the cores itself
-    told = argparse.Namespace(
-        device="cpu" if by_lightning else where, threads=given.threads
-    )  # ranks find their own device
+    # ranks find their own device
+    told = argparse.Namespace(device="cpu" if by_lightning else where, threads=given.threads)
     return models.load(text, told, dtype or ("float32" if where == "cpu" else "float16"))
 
 

@@ -6,12 +6,11 @@ The numbers are those of one process: batches are the same, and what is seen of 
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule
 from torch.utils.data import DataLoader
 
 from redi.errors import InvalidInputError
@@ -23,7 +22,7 @@ from redi.evaluation.seen import Seen, SeenState, nothing
 from redi.launch import launched
 from redi.lightning.data import Share
 from redi.lightning.ranks import Ranks
-from redi.lightning.run import trainer
+from redi.lightning.run import predict, trainer
 from redi.pipelines import changeable
 from redi.stop import Stop
 
@@ -229,18 +228,8 @@ def evaluate(
         RankError: another rank raised, or was lost.
     """
     module = Evaluation(pipe, contest, folder, progress=progress, stop=stop)
-    runs: Trainer = trainer(devices=devices, num_nodes=num_nodes, accelerator=accelerator, **more)
-    with warnings.catch_warnings():
-        # what it warns of is meant: no workers are needed to hand out texts, and shares may be empty
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*Total length of.*")
-        warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own, with torch 2.13
-        try:
-            runs.predict(module, datamodule=ContestData(), return_predictions=False)
-        except SystemExit:
-            if runs.interrupted:
-                raise KeyboardInterrupt from None  # which it was before Lightning made it an exit code
-            raise
+    runs = trainer(devices=devices, num_nodes=num_nodes, accelerator=accelerator, **more)
+    predict(runs, module, ContestData())
     return module.seen
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from redi.builder import Progress
@@ -91,18 +91,27 @@ def build(
     """
     writer = ShardWriter(folder, shard_rows, progress=progress, stop=stop)
     runs = trainer(writer, devices=devices, num_nodes=num_nodes, accelerator=accelerator, **more)
+    predict(runs, KnowledgeBaseBuilder(pipe, recipe), data)
+    return KnowledgeBase.open(folder)
+
+
+def predict(runs: Trainer, module: LightningModule, data: LightningDataModule) -> None:
+    """Run a predict loop that hands out texts, without warnings of what is meant.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, which Lightning makes an exit code.
+    """
     with warnings.catch_warnings():
-        # what it warns of is meant: no workers are needed to hand out texts, and shares may be empty
+        # no workers are needed to hand out texts, and shares may be empty
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*Total length of.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own, with torch 2.13
         try:
-            runs.predict(KnowledgeBaseBuilder(pipe, recipe), datamodule=data, return_predictions=False)
+            runs.predict(module, datamodule=data, return_predictions=False)
         except SystemExit:
             if runs.interrupted:
-                raise KeyboardInterrupt from None  # which it was before Lightning made it an exit code
+                raise KeyboardInterrupt from None
             raise
-    return KnowledgeBase.open(folder)
 
 
 def hush() -> None:
