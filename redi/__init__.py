@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from redi.scheduler import disable, enable, report, switch_prompt
     from redi.solvers import DiffusersSolver, SolverAdapter
     from redi.transports import Defect, Residual, Transport, Value
+    from redi.tuning import tune
     from redi.types import LeapReport, Neighbors
 
 __version__ = "0.1.0"
@@ -60,6 +61,7 @@ _HOME = {
     "record": "recording",
     "report": "scheduler",
     "switch_prompt": "scheduler",
+    "tune": "tuning",
 }
 
 _MODULES = ("zoo",)
@@ -97,6 +99,7 @@ __all__ = [
     "record",
     "report",
     "switch_prompt",
+    "tune",
     "zoo",
 ]
 

@@ -14,7 +14,7 @@ import torch
 
 from redi.embedding import Embeddings
 from redi.errors import InvalidInputError
-from redi.knowledge_base import Config
+from redi.knowledge_base import Config, Fingerprint
 from redi.look import look
 from redi.noise import NoiseBank
 from redi.pipelines import check_size, fingerprint, settings_of, unsettled
@@ -203,20 +203,25 @@ class FineSolver:
     def _solve(self, items: Sequence[Item]) -> Rows:
         mark = self.recipe.config.fingerprint
         prompts, ids = [p for p, _ in items], torch.tensor([n for _, n in items])
-        arguments = {
-            "num_inference_steps": mark.steps,
-            "guidance_scale": mark.guidance,
-            "guidance_rescale": mark.guidance_rescale,
-            "height": mark.height,
-            "width": mark.width,
-            **({"negative_prompt": [mark.negative_prompt] * len(items)} if mark.negative_prompt else {}),
-            **mark.settings,
-        }
         self._recorder.start = self._bank.noise(ids)
         # the embeddings stand inside: what the recorder hears is what the denoiser gets
-        with self._embeddings.active(self.pipe), listening(self.pipe, self._recorder), _quiet(self.pipe):
-            self.pipe(**_call(self.pipe, prompts, arguments))
+        with self._embeddings.active(self.pipe), listening(self.pipe, self._recorder), quiet(self.pipe):
+            self.pipe(**run_of(self.pipe, mark, prompts, mark.steps))
         return self._recorder.rows(ids, prompts)
+
+
+def run_of(pipe: Any, mark: Fingerprint, prompts: list[str], steps: int) -> dict[str, Any]:
+    """Arguments of a pipeline's call with the settings of a knowledge base, that ends with latents."""
+    arguments = {
+        "num_inference_steps": steps,
+        "guidance_scale": mark.guidance,
+        "guidance_rescale": mark.guidance_rescale,
+        "height": mark.height,
+        "width": mark.width,
+        **({"negative_prompt": [mark.negative_prompt] * len(prompts)} if mark.negative_prompt else {}),
+        **mark.settings,
+    }
+    return _call(pipe, prompts, arguments)
 
 
 def _call(pipe: Any, prompts: list[str], arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,8 +240,8 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def _quiet(pipe: Any) -> Generator[None]:
-    """One bar for the whole build, not one for every batch."""
+def quiet(pipe: Any) -> Generator[None]:
+    """One bar for the whole work, not one for every batch: the pipeline shows none."""
     before = dict(getattr(pipe, "_progress_bar_config", {}))
     pipe.set_progress_bar_config(**before | {"disable": True})
     try:

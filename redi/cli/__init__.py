@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Final, NoReturn
 
-from redi.cli import bench, build, demo, eval, generate, index, info, merge, verify
+from redi.cli import bench, build, demo, eval, generate, index, info, merge, tune, verify
 from redi.cli.console import Console
 from redi.errors import InvalidInputError, ReDiError
 
-_COMMANDS: Final = (demo, build, merge, generate, eval, index, info, verify, bench)
+_COMMANDS: Final = (demo, build, merge, generate, eval, tune, index, info, verify, bench)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -29,6 +29,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--steps", type=int, metavar="N", help="picks the plan of the knowledge base with so many steps"
     )
     parser.add_argument("--plan", metavar="P", help="the plan to serve; by default the knowledge base's first")
+    parser.add_argument(
+        "--max-error",
+        type=float,
+        metavar="E",
+        help="error to expect at most, as a fraction of the plain solver's, on a knowledge base that redi tune has "
+        "seen; picks the cheapest plan that keeps it, and the plain solver for a picture that would not",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the starting noise")
     parser.add_argument("--guidance", type=float, metavar="G", help="by default the knowledge base's")
     parser.add_argument("--neighbors", type=int, metavar="H", help="rows that a leap learns from")
@@ -77,7 +84,9 @@ def run(given: argparse.Namespace, console: Console) -> int:
     from redi.knowledge_base import KnowledgeBase
 
     kb = KnowledgeBase.open(given.kb)
-    steps = given.steps or (plan[0].steps if plan else names.plans(kb.config.plans[0])[0].steps)
+    steps = given.steps or (plan[0].steps if plan else None)
+    if steps is None and given.max_error is None:
+        steps = names.plans(kb.config.plans[0])[0].steps
     mark = kb.fingerprint
     pipe = models.load(given.model or models.model_of(kb), given, mark.dtype.split()[0])
     pipe.set_progress_bar_config(disable=True)
@@ -94,6 +103,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
         combiner=combiner,
         retriever=retriever,
         neighbors=given.neighbors,
+        max_error=given.max_error,
         on_mismatch=given.on_mismatch,
     )
     pictures: list[dict[str, Any]] = []
@@ -107,7 +117,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
                     texts,
                     # every picture from a generator of its own, so that it does not depend on its batch
                     generator=[torch.Generator().manual_seed(given.seed) for _ in texts],
-                    num_inference_steps=steps,
+                    **({} if steps is None else {"num_inference_steps": steps}),
                     guidance_scale=mark.guidance if given.guidance is None else given.guidance,
                     negative_prompt=[mark.negative_prompt] * len(texts) if mark.negative_prompt else None,
                     height=mark.height,

@@ -23,7 +23,7 @@ from redi.knowledge_base.derived import Derived
 from redi.knowledge_base.fingerprint import Fingerprint
 from redi.knowledge_base.inspection import checked_shard, look, read_prompts
 from redi.knowledge_base.manifest import Manifest, Shard
-from redi.knowledge_base.tensorfile import TensorFile
+from redi.knowledge_base.tensorfile import TensorFile, raw
 from redi.types import Record, Rows
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ class KnowledgeBase:
             name: torch.empty((len(order), *shape), dtype=layout.dtype(name, self.config))
             for name, shape in self.manifest.layout.items()
         }
+        targets = {name: raw(tensor) for name, tensor in out.items()}
         prompts = [""] * len(order)
         wanted: dict[int, list[int]] = {}
         for position, shard in enumerate(np.searchsorted(self._ends, order, side="right").tolist()):
@@ -154,7 +155,7 @@ class KnowledgeBase:
             first, file, texts = self._ends[i] - self._shards[i].rows, self._tensors(i), self._prompts(i)
             local: list[int] = (order[positions] - first).tolist()
             for name, target in out.items():
-                file.copy(name, local, target, positions)
+                file.copy(name, local, target, targets[name], positions)
             for position, row in zip(positions, local, strict=True):
                 prompts[position] = texts[row]
         return layout.assemble(out, prompts, self.record)

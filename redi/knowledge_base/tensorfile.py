@@ -81,17 +81,18 @@ class TensorFile:
             self._will_need(self.entries[name], ids.unique().tolist())
         return self.tensors[name][ids]
 
-    def copy(self, name: str, ids: Sequence[int], out: Tensor, at: Sequence[int]) -> None:
+    def copy(self, name: str, ids: Sequence[int], out: Tensor, target: memoryview, at: Sequence[int]) -> None:
         """Copy rows `ids` of one tensor to the rows `at` of `out`, which is contiguous and of the same dtype.
 
-        A few rows of many small files are a matter of microseconds, of which tensors would take most.
+        A few rows of many small files are a matter of microseconds, of which tensors would take most: so its bytes,
+        `raw(out)`, are given too.
         """
         entry = self.entries[name]
         if len(ids) > _ADVISED:
             out[torch.tensor(at)] = self.tensors[name][torch.tensor(ids)]
         elif entry.start != entry.stop:
             self._will_need(entry, ids)
-            row, source, target = (entry.stop - entry.start) // entry.shape[0], memoryview(self._map), raw(out)
+            row, source = (entry.stop - entry.start) // entry.shape[0], memoryview(self._map)
             for i, j in zip(ids, at, strict=True):
                 target[j * row : (j + 1) * row] = source[entry.start + i * row : entry.start + (i + 1) * row]
 
@@ -100,6 +101,8 @@ class TensorFile:
         if not hasattr(mmap, "MADV_WILLNEED") or not entry.shape or entry.start == entry.stop:
             return
         row = (entry.stop - entry.start) // entry.shape[0]
+        if row < mmap.PAGESIZE:  # one fault, whoever asks for it
+            return
         for i in ids:
             start = entry.start + i * row
             first = start - start % mmap.PAGESIZE

@@ -1,0 +1,142 @@
+"""What is really saved of the plain solver's error on prompts the knowledge base does not hold: measured by the model.
+
+Fitted on one half of them, judged on the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from redi.engine import ReDiEngine
+from redi.errors import InvalidInputError
+from redi.gate import Gate, Trust
+from redi.recipe import FineSolver, Item, Recipe, quiet, run_of
+from redi.scheduler import disable, enable, report
+from redi.solvers import DiffusersSolver
+from redi.tuning.curves import LEVEL, stretched
+
+LEAST: Final = 8
+"""Prompts: half of them are fitted on."""
+_TINY: Final = 1e-12
+
+
+@final
+@dataclass(frozen=True)
+class Held:
+    """What the model made of prompts that are held out, one number for each.
+
+    Args:
+        distance: L2, to the nearest key.
+        error: to the fine run, as a fraction of the same plan's without neighbours.
+    """
+
+    distance: Float64[Tensor, " n"]
+    error: Float64[Tensor, " n"]
+
+    def calibrate(self, trust: Trust) -> tuple[Trust, dict[str, float]]:
+        """Curves stretched to what was measured, and how well that holds where it was not fitted.
+
+        Every other sample is fitted on: the mean of the errors, and the share of nine tenths of the bounds.
+        """
+        fitted, judged = slice(0, None, 2), slice(1, None, 2)
+        expected, bound = trust.errors(self.distance[:, None]), trust.errors(self.distance[:, None], bound=True)
+        error = float(self.error[fitted].mean() / expected[fitted].mean().clamp(min=_TINY))
+        ratios = self.error[fitted] / bound[fitted].clamp(min=_TINY)
+        highest = float(torch.quantile(ratios, LEVEL, interpolation="higher"))
+        within = self.error[judged] <= highest * bound[judged]
+        return stretched(trust, error, highest), {
+            "prompts": float(len(self.error)),
+            "measured": float(self.error.mean()),
+            "expected": float((error * expected[judged]).mean()),
+            "measured_where_judged": float(self.error[judged].mean()),
+            "coverage": float(within.double().mean()),
+            "stretch": error,
+        }
+
+
+def held_out(
+    pipe: Any,
+    engines: Sequence[ReDiEngine],
+    prompts: Sequence[str],
+    *,
+    batch_size: int = 16,
+    progress: Callable[[int], None] = lambda pictures: None,
+) -> list[Held]:
+    """Run prompts finely, and by each engine with and without its neighbours.
+
+    Args:
+        pipe: the pipeline that the knowledge base was built with; it is left as it was.
+        engines: of coarse plans of one knowledge base.
+        prompts: at least eight, none of them the knowledge base's; each from one noise, in turn.
+        batch_size: pictures per pipeline call.
+        progress: told after every batch how many prompts it had.
+
+    Raises:
+        InvalidInputError: too few prompts, or prompts that the knowledge base holds.
+        ReDiError: as `redi.enable`.
+    """
+    kb = engines[0].knowledge_base
+    texts = list(dict.fromkeys(prompts))
+    if known := set(texts) & set(kb.prompts):
+        raise InvalidInputError(
+            f"{len(known)} of {len(texts)} prompts are the knowledge base's own, whose errors say nothing of others: "
+            f"{min(known)!r}; give prompts that it does not hold"
+        )
+    if len(texts) < LEAST:
+        raise InvalidInputError(f"at least {LEAST} prompts are needed, half to fit on, given {len(texts)}")
+    mark = kb.fingerprint
+    fine = FineSolver(pipe, Recipe(DiffusersSolver.from_config(mark.scheduler, mark.scheduler_config), kb.config))
+    noises = kb.noise_ids.unique().tolist()
+    items: list[Item] = [(p, noises[i % len(noises)]) for i, p in enumerate(texts)]
+    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in engines]
+    for some in _batches(items, batch_size):
+        end = torch.cat([rows.samples[kb.record.last] for rows in fine(some)]).float()
+        for engine, kept in zip(engines, found, strict=True):
+            plain, _ = _run(pipe, engine, Gate(max_distance=0.0), some)
+            served, distance = _run(pipe, engine, engine.gate, some)
+            kept.append((distance, _error(served, end) / _error(plain, end).clamp(min=_TINY)))
+        progress(len(some))
+    return [Held(*(torch.cat(parts).double() for parts in zip(*kept, strict=True))) for kept in found]
+
+
+def _run(pipe: Any, engine: ReDiEngine, gate: Gate, items: Sequence[Item]) -> tuple[Tensor, Tensor]:
+    """Latents by one engine, and how near its neighbours were."""
+    kb = engine.knowledge_base
+    prompts, ids = [p for p, _ in items], torch.tensor([n for _, n in items])
+    enable(
+        pipe,
+        kb,
+        plan=engine.plan,
+        combiner=engine.combiner,
+        key=engine.key,
+        neighbors=engine.neighbors,
+        transport=engine.transport,
+        gate=gate,
+        on_miss="plain",
+    )
+    try:
+        with quiet(pipe):
+            arguments = run_of(pipe, kb.fingerprint, prompts, engine.plan.steps)
+            out = pipe(**arguments | {"latents": kb.bank.noise(ids).to(pipe.device, pipe.dtype)})
+        said = report(pipe)
+    finally:
+        disable(pipe)
+    latents: Tensor = out.images if hasattr(out, "images") else out[0]
+    # one that takes nothing of its correction reports no neighbours: it is as far as any
+    near = [d[0] if d else torch.inf for d in said.distances]
+    return latents.float().cpu(), torch.tensor(near, dtype=torch.float64)
+
+
+def _error(a: Float[Tensor, "b *s"], b: Float[Tensor, "b *s"]) -> Float64[Tensor, " b"]:
+    return (a.double() - b.double()).flatten(1).norm(dim=1)
+
+
+def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
