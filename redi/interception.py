@@ -161,7 +161,12 @@ class Interception:
 
 def starts_from_picture(pipe: Any) -> bool:
     """Whether a pipeline puts its noise on a picture, as image-to-image and inpainting do."""
-    return "timestep" in inspect.signature(pipe.prepare_latents).parameters
+    return "timestep" in _parameters(type(pipe).prepare_latents)
+
+
+@functools.cache
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
 
 
 def _unknown_start(pipe: Any) -> str:

@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 import redi
-from benchmarks.bundled import GUIDANCE
+from benchmarks.bundled import GUIDANCE, precision
 from benchmarks.paper.measures import COLUMNS
 from benchmarks.paper.settings import Settings
 
@@ -36,7 +36,7 @@ AT_EQUAL_CALLS: Final = (
 
 def document(settings: Settings, module: str, **found: Any) -> dict[str, Any]:
     """What is written: results with the command, the settings and the machine they came from."""
-    shown = [f"--{k} {v}" for k, v in (("rows", settings.rows), ("queries", settings.queries))]
+    shown = [f"--{k} {getattr(settings, k)}" for k in ("rows", "queries", "noises")]
     return {
         "command": " ".join(["python -m", module, *(["--quick"] if settings.quick else shown)]),
         "quick": settings.quick,
@@ -48,6 +48,7 @@ def document(settings: Settings, module: str, **found: Any) -> dict[str, Any]:
         "real_pictures": settings.data is not None,
         **found,
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "precision": str(precision()).removeprefix("torch."),
         "versions": {
             "python": platform.python_version(),
             "redi": redi.__version__,

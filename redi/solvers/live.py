@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Final, cast, final
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,42 @@ from redi.solvers.base import SolverState
 from redi.solvers.grids import set_timesteps, spec_of
 from redi.solvers.specs import HistoryField, SolverSpec
 
+_INSTALLED: Final = "_redi_installed"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Installed:
+    """What installing a grid left in a scheduler: the same again need not be computed again, which takes milliseconds.
+
+    Args:
+        grid: that was installed.
+        device: where its timesteps are.
+        config: of the scheduler at that time.
+        state: everything that the scheduler held then, but methods that others wrapped.
+    """
+
+    grid: Grid
+    device: torch.device | str | None
+    config: Any
+    state: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, scheduler: Any, grid: Grid, device: torch.device | str | None) -> _Installed:
+        """As it is now."""
+        held = vars(scheduler).items()
+        kept = {n: v for n, v in held if n not in (_INSTALLED, "_internal_dict") and not callable(v)}
+        return cls(grid, device, scheduler.config, _apart(kept))
+
+    def fits(self, scheduler: Any, grid: Grid, device: torch.device | str | None) -> bool:
+        """Whether installing would leave this."""
+        return self.grid is grid and self.device == device and self.config is scheduler.config
+
+
+def _apart(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with lists of its own; tensors are never written into."""
+    return {name: list(cast("list[Any]", v)) if isinstance(v, list) else v for name, v in state.items()}
+
 
 def install(scheduler: Any, grid: Grid, device: torch.device | str | None = None) -> None:
     """Make `grid` the scheduler's own schedule, with no memory: what `set_timesteps` does, for subsets too.
@@ -27,6 +64,10 @@ def install(scheduler: Any, grid: Grid, device: torch.device | str | None = None
         PlanError: the grid is not of this scheduler's schedule.
         UnsupportedSolverError: the grid is a subset and the scheduler cannot walk one.
     """
+    before: _Installed | None = vars(scheduler).get(_INSTALLED)
+    if before is not None and before.fits(scheduler, grid, device):
+        vars(scheduler).update(_apart(before.state))
+        return
     spec = spec_of(scheduler)
     if not grid.is_fine and not spec.coarse:
         raise UnsupportedSolverError(
@@ -46,6 +87,7 @@ def install(scheduler: Any, grid: Grid, device: torch.device | str | None = None
         scheduler.num_inference_steps = len(grid)
     require_grid(scheduler, grid)
     _remember(scheduler, spec, no_history(scheduler, spec))
+    vars(scheduler)[_INSTALLED] = _Installed.of(scheduler, grid, device)
 
 
 def require_grid(scheduler: Any, grid: Grid) -> None:

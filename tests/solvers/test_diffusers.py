@@ -335,13 +335,34 @@ def test_live_scheduler_is_interrupted_and_resumed(label):
         state = snapshot(live, grid, at)
         if not label.startswith("ddim"):
             assert snapshot(live, grid).position == at
-        live.set_timesteps(9)
+        live.set_timesteps(6)
         stock_loop(live, start(grid, 5))
         install(live, grid)
         restore(live, state)
         for t in live.timesteps[at:]:
             x = live.step(stock_model(live, x, t), t, x).prev_sample
         assert torch.equal(x, whole[-1])
+
+
+@every_configuration
+def test_a_grid_is_installed_twice_as_it_is_once(label):
+    """The second time nothing is computed; whatever happened to the scheduler meanwhile is forgotten all the same."""
+    live, grid = make(label), schedule_of(make(label), 6)
+    torch.manual_seed(0)
+    install(live, grid)
+    first = stock_loop(live, start(grid))
+    live.set_timesteps(6)
+    stock_loop(live, start(grid))
+    install(live, grid)
+    computed = make(label)
+    install(computed, grid)
+    assert set(vars(computed)) <= set(vars(live))
+    assert torch.equal(live.timesteps, computed.timesteps)
+    assert all(torch.equal(a, b) for a, b in zip(first, stock_loop(live, start(grid)), strict=True))
+    live.register_to_config(another_setting=1)  # what it was computed from may have changed
+    live.timesteps = None
+    install(live, grid)
+    assert torch.equal(live.timesteps, computed.timesteps)
 
 
 def test_live_positions():
