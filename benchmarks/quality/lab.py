@@ -132,7 +132,7 @@ def served(calls: int, name: str = "redi", rows: str = "rows", **changes: Any) -
     given: dict[str, Any] = {
         "solver": COARSE,
         "steps": STEPS,
-        "plan": PLANS[calls],
+        "plan": changes.get("plan") or PLANS[calls],
         "transport": Defect(),
         "combiner": COMBINER,
         "neighbors": NEIGHBORS,

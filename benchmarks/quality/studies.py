@@ -1,4 +1,4 @@
-"""What decides the frontier, one study each: places, choices, rows, guidance, captions, fine solve."""
+"""What decides the frontier, one study each: places, choices, rows, guidance, captions, fine steps, fine solve."""
 
 from __future__ import annotations
 
@@ -297,6 +297,29 @@ def _at(places: Sequence[int]) -> str:
     return f"at:{','.join(map(str, places))}/{STEPS}"
 
 
+# --- fine steps that budgets divide ---------------------------------------------------------------------------------
+
+
+def divisors(settings: Settings, pipe: Any) -> dict[str, Any]:
+    """Rows of 48 fine steps, which 4, 6, 8, 12, 16 and 24 calls divide: then coarse steps are even."""
+    steps, calls = (12, (4, 6)) if settings.quick else (48, (4, 6, 8, 12, 16, 24))
+    lab = one_noise(settings, pipe)
+    prompts = zoo.prompts("emoji", "train")[: settings.rows]
+    kb = lab.build(f"{steps}-steps", plain.FINE, [f"coarse:{n}/{steps}" for n in calls], prompts)
+    truth = Way("fine", plain.FINE, steps)
+    ways: list[Way] = []
+    for n in calls:
+        even = {"rows": "rows", "steps": steps, "plan": f"coarse:{n}/{steps}"}
+        ways += [served(n, **even), served(n, "without rows", **even | {"neighbors": 0})]
+        ways += [Way(f"plain {name} {n}", name, n) for name in (COARSE, "unipc-karras", "deis-linspace")]
+    made = lab.sample([truth, *ways], {"rows": kb}, lab.queries)
+    judge, made = Judge(lab, lab.queries, made[0]), made[1:]
+    ours = {m.calls: (w.name, m) for w, m in zip(ways, made, strict=True) if w.name.startswith("redi")}
+    others = [(w.name, m) for w, m in zip(ways, made, strict=True) if not w.name.startswith("redi")]
+    against = judge.compare([(ours[m.calls], (name, m)) for name, m in others])
+    return {"points": judge.table(ways, made), "against": against, "worse": worse(against), "rows": len(kb)}
+
+
 # --- shown ----------------------------------------------------------------------------------------------------------
 
 
@@ -341,5 +364,6 @@ STUDIES: Final[Mapping[str, Study]] = {
     "noises": Study(noises, plain_tables, lines("eta", "η, distance from the bank's noise")),
     "guidance": Study(guidance, plain_tables, lines("guidance", "guidance scale")),
     "seen": Study(seen, plain_tables, lines("calls", "model calls per picture")),
+    "divisors": Study(divisors, plain_tables, lines("calls", "model calls per picture")),
     "teacher": Study(teacher, plain_tables, lines("calls", "steps")),
 }
