@@ -83,7 +83,7 @@ def look(pipe: Any, scheduler: Any, arguments: Mapping[str, Any]) -> Look:
     """
     if needs := [name for name in _PICTURES if name in inspect.signature(type(pipe).__call__).parameters]:
         raise InvalidInputError(
-            f"{type(pipe).__name__} takes pictures ({', '.join(needs)}), and a build has none to give; record rows "
+            f"{type(pipe).__name__} takes pictures ({', '.join(needs)}), and there are none to give here; record rows "
             "from your own calls: with redi.record(pipe, folder, plans=[…]): pipe(…)"
         )
     seen = Look()

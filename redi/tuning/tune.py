@@ -17,7 +17,7 @@ from redi.plan import Plan
 from redi.tuned import Tuned, Tunings
 from redi.tuning.curves import fit
 from redi.tuning.left_out import Candidate, LeftOut, Sums, candidates, serving
-from redi.tuning.validation import held_out
+from redi.tuning.validation import held_out, unseen
 
 _SKIPPED: Final = (4, 32)
 """Nearest neighbours left out besides a row, to see what greater distance does."""
@@ -87,16 +87,19 @@ def tune(
         raise InvalidInputError(f"{kb.path} holds no finished rows; run redi build first")
     began = time.monotonic()
     engines = _plans(kb, plan, calls)
+    if prompts:
+        prompts = unseen(pipe, kb, prompts)
     found: dict[str, Tuned] = {}
     for engine in engines:
 
         def tell(done: int, total: int, engine: ReDiEngine = engine) -> None:
             progress(Progress(f"{engine.plan}", done, total, time.monotonic() - began))
 
-        found[str(engine.plan)] = _tuned(engine, rows, tell)
+        found[str(engine.plan)] = tuned = _tuned(engine, rows, tell)
+        Tunings({str(engine.plan): tuned}).write(kb)  # an interrupt takes nothing of it
     if prompts:
         chosen = [_served(engine, found[str(engine.plan)]) for engine in engines]
-        seen, total = 0, len(set(prompts))
+        seen, total = 0, len(prompts)
 
         def told(pictures: int) -> None:
             nonlocal seen
@@ -110,7 +113,7 @@ def tune(
             tuned = found[str(engine.plan)]
             trust, validation = held.calibrate(tuned.trust)
             found[str(engine.plan)] = dataclasses.replace(tuned, trust=trust, validation=validation)
-    Tunings(found).write(kb)
+        Tunings(found).write(kb)
     return found
 
 

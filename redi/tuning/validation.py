@@ -16,6 +16,8 @@ from torch import Tensor
 from redi.engine import ReDiEngine
 from redi.errors import InvalidInputError
 from redi.gate import Gate, Trust
+from redi.knowledge_base import KnowledgeBase
+from redi.look import look
 from redi.recipe import FineSolver, Item, Recipe, quiet, run_of
 from redi.scheduler import disable, enable, report
 from redi.solvers import DiffusersSolver
@@ -60,6 +62,26 @@ class Held:
         }
 
 
+def unseen(pipe: Any, kb: KnowledgeBase, prompts: Sequence[str]) -> list[str]:
+    """The prompts, each once, if they can be judged on.
+
+    Raises:
+        InvalidInputError: too few prompts, prompts that the knowledge base holds, or a pipeline that is given pictures.
+    """
+    texts = list(dict.fromkeys(prompts))
+    if known := set(texts) & set(kb.prompts):
+        raise InvalidInputError(
+            f"{len(known)} of {len(texts)} prompts are the knowledge base's own, whose errors say nothing of others: "
+            f"{min(known)!r}; give prompts that it does not hold"
+        )
+    if len(texts) < LEAST:
+        raise InvalidInputError(f"at least {LEAST} prompts are needed, half to fit on, given {len(texts)}")
+    mark = kb.fingerprint
+    solver = DiffusersSolver.from_config(mark.scheduler, mark.scheduler_config)
+    look(pipe, solver.scheduler(), run_of(pipe, mark, texts[:1], mark.steps))
+    return texts
+
+
 def held_out(
     pipe: Any,
     engines: Sequence[ReDiEngine],
@@ -78,18 +100,11 @@ def held_out(
         progress: told after every batch how many prompts it had.
 
     Raises:
-        InvalidInputError: too few prompts, or prompts that the knowledge base holds.
+        InvalidInputError: as `unseen`.
         ReDiError: as `redi.enable`.
     """
     kb = engines[0].knowledge_base
-    texts = list(dict.fromkeys(prompts))
-    if known := set(texts) & set(kb.prompts):
-        raise InvalidInputError(
-            f"{len(known)} of {len(texts)} prompts are the knowledge base's own, whose errors say nothing of others: "
-            f"{min(known)!r}; give prompts that it does not hold"
-        )
-    if len(texts) < LEAST:
-        raise InvalidInputError(f"at least {LEAST} prompts are needed, half to fit on, given {len(texts)}")
+    texts = unseen(pipe, kb, prompts)
     mark = kb.fingerprint
     fine = FineSolver(pipe, Recipe(DiffusersSolver.from_config(mark.scheduler, mark.scheduler_config), kb.config))
     noises = kb.noise_ids.unique().tolist()
