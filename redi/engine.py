@@ -117,12 +117,15 @@ class ReDiEngine:
         solver = DiffusersSolver.from_config(mark.scheduler, mark.scheduler_config)
         given = {name: choice for name, choice in choices.items() if choice is not None}
         plans = [Plan.parse(p) if isinstance(p, str) else p for p in (kb.config.plans if plan is None else [plan])]
+        tunings = Tunings.read(kb)
+        if plan is None and max_error is not None:  # of jumps no error is foretold
+            plans = [p for p in plans if str(p) in tunings.plans] or plans
         usual: dict[str, Any] = {
             "solver": solver.for_coarse_steps(mark.steps) if all(p.own_grid for p in plans) else solver,
             "transport": Defect() if solver.suits_coarse else Value(),
         }
-        tunings = Tunings.read(kb)
-        return [cls(kb, plan=p, **(usual | tunings.fields(str(p), given, max_error))) for p in plans]
+        served: SolverAdapter = given.get("solver", usual["solver"])
+        return [cls(kb, plan=p, **(usual | tunings.fields(str(p), given, max_error, served))) for p in plans]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ReDiEngine:
         return self  # nothing in it evolves, and its rows stay on the disk: a copied pipeline shares it

@@ -69,7 +69,9 @@ class Trust:
             bound: which of the two.
         """
         x = self._nearest(distances)
-        expected = self._at(self.bound if bound else self.error, x) * (x / self.distances[-1]).clamp(min=1)
+        last = self.distances[-1]
+        beyond = (x / last).clamp(min=1) if last else 1 + x
+        expected = self._at(self.bound if bound else self.error, x) * beyond
         return torch.where(self._at(self.scale, x) == 0, 1.0, expected)
 
     def _nearest(self, distances: Tensor) -> Tensor:
@@ -77,6 +79,10 @@ class Trust:
 
     def _at(self, curve: Sequence[float], x: Float64[Tensor, " b"]) -> Float64[Tensor, " b"]:
         return torch.from_numpy(np.interp(x.numpy(), self.distances, curve))
+
+
+NOBODY: Final = Trust(unit=1.0, distances=(0.0,), scale=(0.0,), error=(1.0,), bound=(1.0,), average=1.0)
+"""Believes no neighbour, however near: the plain solver serves."""
 
 
 @final

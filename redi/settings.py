@@ -69,6 +69,7 @@ def decide(
     }
     if "num_inference_steps" not in given and not begin and (own := _unasked(engines)) is not None:
         filled["num_inference_steps"] = own.plan.steps
+        by_steps[own.plan.steps] = own
 
     differences: dict[str, tuple[object, object]] = {
         name: (getattr(mark, name), value) for name, value in changeable(pipe).items() if getattr(mark, name) != value

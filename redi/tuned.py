@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, final, get_args
+from typing import Any, Final, final
 
 from redi.combiners import NNLS, Affine, Combiner, Kriging, LeastSquares, Nearest
 from redi.errors import InvalidInputError, KnowledgeBaseError
@@ -17,8 +17,9 @@ from redi.gate import Gate, Trust
 from redi.knowledge_base import KnowledgeBase, files
 from redi.knowledge_base.derived import FOLDER
 from redi.knowledge_base.fields import HASH, NUMBER, OBJECT, POSITIVE, TEXT, take
+from redi.solvers import SolverAdapter
 from redi.table import Key
-from redi.transports import Defect, Residual, Transport, Value
+from redi.transports import Defect, Transport
 
 FILE: Final = "tuned.json"
 _SCHEMA: Final = 1
@@ -26,7 +27,8 @@ _SCHEMA: Final = 1
 _COMBINERS: Final[Mapping[str, type[Combiner]]] = {
     c.__name__: c for c in (Nearest, LeastSquares, NNLS, Affine, Kriging)
 }
-_TRANSPORTS: Final[Mapping[str, type[Transport]]] = {t.__name__: t for t in (Value, Residual, Defect)}
+_TRANSPORTS: Final[Mapping[str, type[Transport]]] = {Defect.__name__: Defect}  # of coarse plans, which alone are tuned
+_KEYS: Final[Sequence[Key]] = ("denoised", "prompt")  # the sample that a coarse plan begins with is the noise
 _RETRIEVED_ONCE: Final = (0,)
 
 
@@ -37,6 +39,7 @@ class Tuned:
 
     Args:
         transport: of every leap.
+        solver: whose coarse steps were corrected, see `mark_of`.
         key: what neighbours are found by.
         neighbors: H, how many.
         combiner: how they are weighed.
@@ -47,6 +50,7 @@ class Tuned:
     """
 
     transport: Transport
+    solver: str
     key: Key
     neighbors: int
     combiner: Combiner
@@ -73,6 +77,7 @@ class Tuned:
         """
         return {
             "transport": _named(self.transport, _TRANSPORTS),
+            "solver": self.solver,
             "key": self.key,
             "neighbors": self.neighbors,
             "combiner": _named(self.combiner, _COMBINERS),
@@ -93,6 +98,7 @@ class Tuned:
             data,
             {
                 "transport": OBJECT,
+                "solver": TEXT,
                 "key": TEXT,
                 "neighbors": POSITIVE,
                 "combiner": OBJECT,
@@ -103,8 +109,8 @@ class Tuned:
             },
             "plan",
         )
-        if given["key"] not in get_args(Key):
-            raise KnowledgeBaseError(f"key must be one of {', '.join(get_args(Key))}, given {given['key']!r}")
+        if given["key"] not in _KEYS:
+            raise KnowledgeBaseError(f"key must be one of {', '.join(_KEYS)}, given {given['key']!r}")
         curve = NUMBER.list()
         kinds = {"unit": NUMBER, "distances": curve, "scale": curve, "error": curve, "bound": curve, "average": NUMBER}
         trust = take(given["trust"], kinds, "trust")
@@ -169,7 +175,9 @@ class Tunings:
         except OSError as e:
             raise KnowledgeBaseError(f"{path} cannot be written ({e.strerror}); see to the disk") from e
 
-    def fields(self, plan: str, given: Mapping[str, Any], max_error: float | None) -> dict[str, Any]:
+    def fields(
+        self, plan: str, given: Mapping[str, Any], max_error: float | None, solver: SolverAdapter
+    ) -> dict[str, Any]:
         """Fields of an engine for a plan: the caller's first, then those that were found.
 
         What was fitted holds for what was found alone: a caller who chooses otherwise gets a gate that is open.
@@ -178,17 +186,15 @@ class Tunings:
             plan: as text.
             given: what the caller chose.
             max_error: of the gate, or None.
+            solver: that serves.
 
         Raises:
             InvalidInputError: an error is to be kept, and none can be foretold.
         """
         tuned = self.plans.get(plan)
         found = {} if tuned is None else tuned.choices
-        other = [
-            n
-            for n, v in {**found, "retrieve_at": _RETRIEVED_ONCE, "solver": None}.items()
-            if _differs(given.get(n, v), v)
-        ]
+        other = [n for n, v in {**found, "retrieve_at": _RETRIEVED_ONCE}.items() if _differs(given.get(n, v), v)]
+        other += ["solver"] if tuned is not None and tuned.solver != mark_of(solver) else []
         fields: dict[str, Any] = {"notes": (self.note,) if self.note else ()} | found | dict(given)
         if max_error is not None and (tuned is None or other or "gate" in given):
             why = (
@@ -202,6 +208,12 @@ class Tunings:
         if tuned is not None and not other and "gate" not in given:
             fields["gate"] = Gate(max_error=math.inf if max_error is None else max_error, trust=tuned.trust)
         return fields
+
+
+def mark_of(solver: SolverAdapter) -> str:
+    """A solver in a few letters; others have others."""
+    identity = files.dump({"solver": files.encode(dict(solver.identity()), "solver")})
+    return f"{solver} {files.digest(identity)[:12]}"
 
 
 def _differs(given: Any, found: Any) -> bool:
@@ -226,5 +238,5 @@ def _made(said: Mapping[str, Any], known: Mapping[str, type[Any]]) -> Any:
 def _checked(kind: type[Any], **fields: Any) -> Any:
     try:
         return kind(**fields)
-    except (TypeError, InvalidInputError) as e:
+    except (TypeError, OverflowError, InvalidInputError) as e:
         raise KnowledgeBaseError(f"{kind.__name__}: {e}") from e

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +18,14 @@ from redi.cli import names
 from redi.combiners import Affine, Kriging
 from redi.engine import ReDiEngine
 from redi.errors import InvalidInputError
-from redi.gate import Gate
+from redi.gate import NOBODY, Gate, Trust
 from redi.knowledge_base import Config, Fingerprint, KnowledgeBase, Writer
 from redi.noise import NoiseBank
 from redi.plan import Plan, Route
 from redi.solvers import DiffusersSolver
 from redi.transports import needs
 from redi.tuned import Tunings
-from redi.tuning import Candidate, LeftOut, Sums, candidates, fit, held_out, tune
+from redi.tuning import Candidate, Held, LeftOut, Sums, candidates, fit, held_out, tune
 from redi.tuning.left_out import growth
 from redi.types import Rows
 from tests.tiny import tiny_pipeline
@@ -144,7 +146,9 @@ def test_left_out_rows_are_what_a_loop_over_them_says(tmp_path: Path, skip: int)
         w = combiner.weights(keys[others][None], keys[i][None])[0]
         v_hat = (w[:, None] * corrections[others]).sum(0)
         for s in (0.0, 0.4, 1.0):
-            wanted = float((corrections[i] - s * v_hat).norm() / corrections[i].norm())
+            typical = corrections[order].square().sum(1).mean().sqrt()
+            plain = max(float(corrections[i].norm()), 0.1 * float(typical))
+            wanted = float((corrections[i] - s * v_hat).norm()) / plain
             assert float(sums.errors(s)[at]) == pytest.approx(wanted, rel=1e-3, abs=1e-6)
         assert float(sums.distance[at]) == pytest.approx(float((keys[others[0]] - keys[i]).norm()), rel=1e-5)
         at += 1
@@ -209,6 +213,111 @@ def test_errors_of_rows_without_defects() -> None:
     assert Sums.of(torch.ones(1), nothing[:1], nothing[:1]).share == 1
 
 
+def test_rows_that_all_have_one_key_are_served_at_it(tmp_path: Path) -> None:
+    kb = made(tmp_path / "kb", keys_of(1).repeat(40, 1), lambda keys, j: torch.full_like(keys, 0.1))
+    tune(kb)
+    (engine,) = ReDiEngine.serving(kb, max_error=0.5)
+    ids = torch.zeros(2, dtype=torch.int64)
+    asked = torch.stack([keys_of(1)[0], keys_of(1)[0] + 0.001]).view(2, *SHAPE)
+    assert engine.recall(asked, ids, 0).hit.all()
+
+
+def test_a_row_on_which_the_plain_solver_is_right_does_not_outweigh_the_others(tmp_path: Path) -> None:
+    def all_but_one(keys: Tensor, j: int) -> Tensor:
+        found = noise(keys, j)
+        found[3] *= 1e-6
+        return found
+
+    (found,) = tune(made(tmp_path / "kb", keys_of(40), all_but_one)).values()
+    assert found.trust.average < 2
+
+
+@pytest.mark.parametrize(("noises", "rows"), [(2, 2), (16, 3)])
+def test_a_few_rows_of_many_noises_say_something(tmp_path: Path, noises: int, rows: int) -> None:
+    kb = made(tmp_path / "kb", keys_of(48), linear, noises=noises)
+    left = LeftOut(ReDiEngine.serving(kb)[0], rows)
+    assert len(kb.noise_ids[left.rows].unique()) == rows if rows <= noises else noises
+    (found,) = tune(kb, rows=rows).values()
+    assert found.trust.unit > 0
+
+
+def test_only_what_took_a_correction_is_calibrated_on() -> None:
+    believes_half = Trust(1.0, (0.0, 1.0, 1.001), (1.0, 1.0, 0.0), (0.4, 0.5, 0.5), (0.6, 0.8, 0.8), 0.45)
+    near, far = torch.full((8,), 0.5, dtype=torch.float64), torch.full((8,), 2.0, dtype=torch.float64)
+    ones = torch.ones(8, dtype=torch.float64)
+    trust, said = Held(torch.cat([near, far]), torch.cat([0.9 * ones, ones])).calibrate(believes_half)
+    assert trust.errors(near[:, None]).tolist() == pytest.approx([0.9] * 8)  # twice what was expected
+    assert said["stretch"] == pytest.approx(2)
+    assert trust.average == said["measured"] == pytest.approx(0.95)
+    nobody, said = Held(far, ones).calibrate(believes_half)
+    assert nobody.average == 1
+    assert "coverage" not in said
+    hopeful = Trust(1.0, (0.0,), (1.0,), (0.0,), (0.0,), 0.0)
+    trust, said = Held(near, 0.5 * ones).calibrate(hopeful)
+    assert trust.errors(near[:, None]).tolist() == pytest.approx([0.5] * 8)
+    assert said["coverage"] == 1
+
+
+def test_nobody_is_believed_by_a_gate_that_believes_nobody() -> None:
+    assert not Gate(trust=NOBODY).opens(torch.tensor([[0.0], [1.0]])).any()
+
+
+def test_what_is_tuned_beside_a_jump_is_what_is_served(tmp_path: Path) -> None:
+    from redi import build
+
+    pipe = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    plans = [Plan.parse(p) for p in ("jump:2:5/8", "at:0,1,2,4/8", "coarse:4/8")]
+    solver = names.solver("dpmsolver++", pipe.scheduler)
+    kb = build(pipe, ["a", "b", "a cat"], tmp_path / "kb", plans=plans, solver=solver)
+    found = tune(kb)
+    assert set(found) == {"at:0,1,2,4/8", "coarse:4/8"}
+    for plan, tuned in found.items():
+        (engine,) = ReDiEngine.serving(kb, plan)
+        assert engine.gate.trust == tuned.trust
+        (other,) = ReDiEngine.serving(kb, plan, solver=solver)  # its defects are others
+        assert other.gate == Gate()
+        with pytest.raises(InvalidInputError, match=r"tuned with other choices \(solver\)"):
+            ReDiEngine.serving(kb, plan, solver=solver, max_error=1.0)
+    engines = ReDiEngine.serving(kb, max_error=100.0)
+    assert [str(e.plan) for e in engines] == list(found)  # no error of a jump is foretold
+    # of two plans with as many steps the one is served whose error is allowed
+    errors = {str(e.plan): e.gate.trust.average for e in engines if e.gate.trust}
+    least = min(errors, key=lambda plan: errors[plan])
+    assert errors[least] < max(errors.values())
+    from redi import disable, enable, report
+
+    enable(pipe, kb, max_error=(errors[least] + max(errors.values())) / 2)
+    pipe("a", guidance_scale=7.5, output_type="latent")
+    assert report(pipe).plan == least
+    disable(pipe)
+
+
+def test_an_interrupt_leaves_what_was_measured_before(tmp_path: Path) -> None:
+    kb = made(tmp_path / "kb", keys_of(40), linear)
+    found = tune(kb)[str(PLAN)]
+    measured = dataclasses.replace(found, validation={"prompts": 8.0, "measured": 0.5})
+    Tunings({str(PLAN): measured}).write(kb)
+    with pytest.raises(InvalidInputError, match="at least 8 prompts"):
+        tune(kb, pipe=object(), prompts=["a"])
+    assert Tunings.read(kb).plans[str(PLAN)] == measured
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("key", "sample"), ("transport", {"name": "Residual"}), ("neighbors", 0), ("solver", 3)]
+)
+def test_a_file_that_says_what_cannot_be_is_a_note(tmp_path: Path, name: str, value: object) -> None:
+    kb = made(tmp_path / "kb", keys_of(20), linear)
+    tune(kb)
+    file = kb.path / "derived" / "tuned.json"
+    said = json.loads(file.read_text())
+    said["plans"][str(PLAN)][name] = value
+    file.write_text(json.dumps(said))
+    (engine,) = ReDiEngine.serving(kb)
+    assert engine.gate == Gate()
+    assert "redi tune" in engine.notes[0]
+
+
 def test_refusals(tmp_path: Path) -> None:
     kb = made(tmp_path / "kb", keys_of(8), linear)
     with pytest.raises(InvalidInputError, match=r"no coarse plan of 7 model calls; there is: 3 \(coarse:3/12\)"):
@@ -217,6 +326,10 @@ def test_refusals(tmp_path: Path) -> None:
         tune(kb, prompts=["a"])
     with pytest.raises(InvalidInputError, match="rows must be at least 2"):
         tune(kb, rows=1)
+    with pytest.raises(InvalidInputError, match="batch_size must be at least 1"):
+        tune(kb, batch_size=0)
+    with pytest.raises(InvalidInputError, match="expected a list of prompts"):
+        tune(kb, pipe=object(), prompts="a text")
     lonely = made(tmp_path / "lonely", keys_of(3), linear, noises=3)
     with pytest.raises(InvalidInputError, match="no noise with two rows"):
         tune(lonely)
@@ -258,7 +371,7 @@ def test_errors_on_held_out_prompts_are_the_models_own(tmp_path: Path) -> None:
     engine = ReDiEngine.serving(kb, "coarse:4/8", gate=Gate())[0]
     (held,) = held_out(pipe, [engine], new, batch_size=9)
     start = kb.bank.noise(torch.tensor([1]))
-    given = {"prompt": [new[1]], "latents": start, "guidance_scale": 2.0, "output_type": "latent"}
+    given = {"prompt": [new[2]], "latents": start, "guidance_scale": 2.0, "output_type": "latent"}
     pipe.scheduler = solver.scheduler()
     fine = pipe(num_inference_steps=8, **given).images
     pipe.scheduler = scheduler
@@ -268,7 +381,7 @@ def test_errors_on_held_out_prompts_are_the_models_own(tmp_path: Path) -> None:
         enable(pipe, kb, plan="coarse:4/8", gate=gate, **chosen)
         ends.append(float((pipe(num_inference_steps=4, **given).images - fine).norm()))
         disable(pipe)
-    assert float(held.error[1]) == pytest.approx(ends[0] / ends[1], rel=1e-3)
+    assert float(held.error[2]) == pytest.approx(ends[0] / ends[1], rel=1e-3)
     with pytest.raises(InvalidInputError, match="knowledge base's own"):
         tune(kb, pipe=pipe, prompts=[*new, texts[0]])
     with pytest.raises(InvalidInputError, match="at least 8 prompts"):

@@ -114,7 +114,7 @@ def _line(plan: str, tuned: Tuned) -> tuple[str, ...]:
         plan,
         f"{trust.average if v is None else v['measured']:.2f}",
         f"{trust.bound[0]:.2f} … {trust.bound[-1]:.2f}",
-        "–" if v is None else f"{v['coverage']:.2f}",
+        f"{v['coverage']:.2f}" if v and "coverage" in v else "–",
         f"{tuned.key} key, {tuned.neighbors} neighbours, {tuned.combiner}",
     )
 

@@ -50,13 +50,19 @@ def fit(near: Sums, far: Sums, unit: float) -> Trust:
     return Trust(unit=unit, average=float(errors(near).mean()), **{n: tuple(c.tolist()) for n, c in curves.items()})
 
 
-def stretched(trust: Trust, error: float, bound: float) -> Trust:
-    """The same curves with errors and bounds multiplied, and the average with the errors."""
+def at_least(trust: Trust, error: float) -> Trust:
+    """The same curves, nowhere below an error."""
+    raised = {name: tuple(max(error, e) for e in getattr(trust, name)) for name in ("error", "bound")}
+    return dataclasses.replace(trust, **raised)
+
+
+def stretched(trust: Trust, error: float, bound: float, average: float) -> Trust:
+    """The same curves with errors and bounds multiplied, and another average."""
     return dataclasses.replace(
         trust,
         error=tuple(error * e for e in trust.error),
         bound=tuple(bound * b for b in trust.bound),
-        average=error * trust.average,
+        average=average,
     )
 
 

@@ -89,10 +89,19 @@ class Sums:
         return min(1.0, max(0.0, float(self.across.sum()) / found)) if found else 1.0
 
     def errors(self, share: Tensor | float) -> Float64[Tensor, " n"]:
-        """‖v − s v̂‖ / ‖v‖, the error as a fraction of the plain solver's; 0 and 1 where the plain solver has none."""
+        """‖v − s v̂‖ / ‖v‖, the error as a fraction of the plain solver's, see `fractions`."""
         left = (self.own - 2 * share * self.across + share**2 * self.found).clamp(min=0).sqrt()
-        plain = self.own.sqrt()
-        return torch.where(plain > 0, left / torch.where(plain > 0, plain, 1), (left > 0).double())
+        return fractions(left, self.own.sqrt())
+
+
+def fractions(left: Float64[Tensor, " n"], plain: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+    """What is left of the plain solver's errors.
+
+    One that is less than a tenth of the typical counts as a tenth: a row on which the plain solver happens to be right
+    would outweigh all others. Where it errs on none, what is left counts as all of it.
+    """
+    least = 0.1 * plain.square().mean().sqrt()
+    return left / plain.clamp(min=float(least)) if least > 0 else (left > 0).double()
 
 
 def candidates(engine: ReDiEngine, rows: int) -> list[Candidate]:
@@ -126,6 +135,7 @@ class LeftOut:
         ids = engine.knowledge_base.noise_ids
         counts = ids.bincount()
         usable = (counts[ids] > 1).nonzero().flatten()
+        usable = usable[ids[usable].argsort(stable=True)]  # noise by noise, so that every one has its share
         if not len(usable):
             raise InvalidInputError(
                 f"{engine.knowledge_base.path} has no noise with two rows, so no row can be left out; build more"
@@ -164,9 +174,9 @@ class LeftOut:
     def apart(self, key: Key) -> float:
         """Distance between the keys of two rows of one noise, in the median over some pairs; 1 where it is zero."""
         found: list[Tensor] = []
-        for mine in self._by_noise(key):
-            keys = self._keys(key, mine[None, :256])[0]
-            found.append(torch.pdist(keys))
+        for part in self._partitions(key).values():
+            some = part.ids[torch.linspace(0, len(part.ids) - 1, min(256, len(part.ids))).round().long()]
+            found.append(torch.pdist(self._keys(key, some[None])[0]))
         return float(torch.cat(found).median()) or 1.0
 
     def corrections(self, ids: Int64[Tensor, "b k"]) -> Float[Tensor, "b k d"]:

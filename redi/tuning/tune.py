@@ -14,7 +14,7 @@ from redi.errors import InvalidInputError
 from redi.gate import Gate
 from redi.knowledge_base import KnowledgeBase
 from redi.plan import Plan
-from redi.tuned import Tuned, Tunings
+from redi.tuned import Tuned, Tunings, mark_of
 from redi.tuning.curves import fit
 from redi.tuning.left_out import Candidate, LeftOut, Sums, candidates, serving
 from redi.tuning.validation import held_out, unseen
@@ -79,8 +79,9 @@ def tune(
         KnowledgeBaseError: the folder cannot be written.
         ReDiError: as `redi.enable` for a pipeline that is not the one the rows came from.
     """
-    if rows < 2:
-        raise InvalidInputError(f"rows must be at least 2, given {rows}")
+    for name, value, least in (("rows", rows, 2), ("batch_size", batch_size, 1)):
+        if value < least:
+            raise InvalidInputError(f"{name} must be at least {least}, given {value}")
     if bool(prompts) != (pipe is not None):
         raise InvalidInputError("prompts are judged with a pipeline: give both pipe= and prompts=, or neither")
     if not len(kb):
@@ -89,6 +90,7 @@ def tune(
     engines = _plans(kb, plan, calls)
     if prompts:
         prompts = unseen(pipe, kb, prompts)
+    measured = {name for name, tuned in Tunings.read(kb).plans.items() if tuned.validation}
     found: dict[str, Tuned] = {}
     for engine in engines:
 
@@ -96,7 +98,8 @@ def tune(
             progress(Progress(f"{engine.plan}", done, total, time.monotonic() - began))
 
         found[str(engine.plan)] = tuned = _tuned(engine, rows, tell)
-        Tunings({str(engine.plan): tuned}).write(kb)  # an interrupt takes nothing of it
+        if not (prompts and str(engine.plan) in measured):  # an interrupt takes nothing of what is known
+            Tunings({str(engine.plan): tuned}).write(kb)
     if prompts:
         chosen = [_served(engine, found[str(engine.plan)]) for engine in engines]
         seen, total = 0, len(prompts)
@@ -124,7 +127,11 @@ def _plans(kb: KnowledgeBase, plan: Plan | str | None, calls: int | None) -> lis
         InvalidInputError: there is none.
     """
     usual: dict[str, Any] = {"combiner": Kriging(), "neighbors": 64, "gate": Gate()}
-    every = [dataclasses.replace(e, key=None, notes=()) for e in ReDiEngine.serving(kb, plan, **usual)]
+    # one by one: beside a jump a coarse plan would be served by the jump's solver
+    wanted = [plan] if plan is not None else kb.config.plans
+    every = [
+        dataclasses.replace(e, key=None, notes=()) for p in wanted for e in ReDiEngine.serving(kb, str(p), **usual)
+    ]
     coarse = [e for e in every if e.plan.own_grid]
     if not coarse:
         raise InvalidInputError(
@@ -162,6 +169,7 @@ def _tuned(engine: ReDiEngine, rows: int, tell: Callable[[int, int], None]) -> T
     far = Sums.cat([left.sums([best], skip=skip, told=told)[0] for skip in _SKIPPED])
     return Tuned(
         transport=engine.transport,
+        solver=mark_of(engine.solver),
         key=best.key,
         neighbors=best.neighbors,
         combiner=best.combiner,

@@ -5,6 +5,7 @@ Fitted on one half of them, judged on the other.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -15,17 +16,19 @@ from torch import Tensor
 
 from redi.engine import ReDiEngine
 from redi.errors import InvalidInputError
-from redi.gate import Gate, Trust
+from redi.gate import NOBODY, Gate, Trust
 from redi.knowledge_base import KnowledgeBase
 from redi.look import look
 from redi.recipe import FineSolver, Item, Recipe, quiet, run_of
 from redi.scheduler import disable, enable, report
 from redi.solvers import DiffusersSolver
-from redi.tuning.curves import LEVEL, stretched
+from redi.tuning.curves import LEVEL, at_least, stretched
+from redi.tuning.left_out import fractions
 
 LEAST: Final = 8
 """Prompts: half of them are fitted on."""
-_TINY: Final = 1e-12
+_LEAST_EXPECTED: Final = 0.01
+"""An error of none cannot be stretched to one that was measured."""
 
 
 @final
@@ -44,17 +47,22 @@ class Held:
     def calibrate(self, trust: Trust) -> tuple[Trust, dict[str, float]]:
         """Curves stretched to what was measured, and how well that holds where it was not fitted.
 
-        Every other sample is fitted on: the mean of the errors, and the share of nine tenths of the bounds.
+        Every other sample is fitted on, and only those that took something of their corrections: the others are the
+        plain solver's, as is known without a model.
         """
-        fitted, judged = slice(0, None, 2), slice(1, None, 2)
+        measured = float(self.error.mean())
+        said = {"prompts": float(len(self.error)), "measured": measured}
+        believed = trust.scales(self.distance[:, None]) > 0
+        even = torch.arange(len(believed)) % 2 == 0
+        fitted, judged = believed & even, believed & ~even
+        if not (fitted.any() and judged.any()):
+            return dataclasses.replace(trust, average=measured), said
+        trust = at_least(trust, _LEAST_EXPECTED)
         expected, bound = trust.errors(self.distance[:, None]), trust.errors(self.distance[:, None], bound=True)
-        error = float(self.error[fitted].mean() / expected[fitted].mean().clamp(min=_TINY))
-        ratios = self.error[fitted] / bound[fitted].clamp(min=_TINY)
-        highest = float(torch.quantile(ratios, LEVEL, interpolation="higher"))
+        error = float(self.error[fitted].mean() / expected[fitted].mean())
+        highest = float(torch.quantile(self.error[fitted] / bound[fitted], LEVEL, interpolation="higher"))
         within = self.error[judged] <= highest * bound[judged]
-        return stretched(trust, error, highest), {
-            "prompts": float(len(self.error)),
-            "measured": float(self.error.mean()),
+        return stretched(trust, error, highest, measured), said | {
             "expected": float((error * expected[judged]).mean()),
             "measured_where_judged": float(self.error[judged].mean()),
             "coverage": float(within.double().mean()),
@@ -67,7 +75,10 @@ def unseen(pipe: Any, kb: KnowledgeBase, prompts: Sequence[str]) -> list[str]:
 
     Raises:
         InvalidInputError: too few prompts, prompts that the knowledge base holds, or a pipeline that is given pictures.
+        ReDiError: as `redi.enable`.
     """
+    if isinstance(prompts, str):
+        raise InvalidInputError(f"expected a list of prompts, given one text: {prompts!r}")
     texts = list(dict.fromkeys(prompts))
     if known := set(texts) & set(kb.prompts):
         raise InvalidInputError(
@@ -79,6 +90,8 @@ def unseen(pipe: Any, kb: KnowledgeBase, prompts: Sequence[str]) -> list[str]:
     mark = kb.fingerprint
     solver = DiffusersSolver.from_config(mark.scheduler, mark.scheduler_config)
     look(pipe, solver.scheduler(), run_of(pipe, mark, texts[:1], mark.steps))
+    enable(pipe, kb)  # it names whatever is not as the rows were made
+    disable(pipe)
     return texts
 
 
@@ -108,26 +121,31 @@ def held_out(
     mark = kb.fingerprint
     fine = FineSolver(pipe, Recipe(DiffusersSolver.from_config(mark.scheduler, mark.scheduler_config), kb.config))
     noises = kb.noise_ids.unique().tolist()
-    items: list[Item] = [(p, noises[i % len(noises)]) for i, p in enumerate(texts)]
-    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in engines]
+    # of two prompts of one noise one is fitted on, and the other judged
+    items: list[Item] = [(p, noises[i // 2 % len(noises)]) for i, p in enumerate(texts)]
+    found: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in engines]
     for some in _batches(items, batch_size):
         end = torch.cat([rows.samples[kb.record.last] for rows in fine(some)]).float()
         for engine, kept in zip(engines, found, strict=True):
-            plain, _ = _run(pipe, engine, Gate(max_distance=0.0), some)
+            plain, _ = _run(pipe, engine, Gate(trust=NOBODY), some)
             served, distance = _run(pipe, engine, engine.gate, some)
-            kept.append((distance, _error(served, end) / _error(plain, end).clamp(min=_TINY)))
+            kept.append((distance, _error(served, end), _error(plain, end)))
         progress(len(some))
-    return [Held(*(torch.cat(parts).double() for parts in zip(*kept, strict=True))) for kept in found]
+    every = [[torch.cat(parts) for parts in zip(*kept, strict=True)] for kept in found]
+    return [Held(distance, fractions(left, plain)) for distance, left, plain in every]
 
 
 def _run(pipe: Any, engine: ReDiEngine, gate: Gate, items: Sequence[Item]) -> tuple[Tensor, Tensor]:
     """Latents by one engine, and how near its neighbours were."""
     kb = engine.knowledge_base
     prompts, ids = [p for p, _ in items], torch.tensor([n for _, n in items])
+    solver = engine.solver
+    assert isinstance(solver, DiffusersSolver)
     enable(
         pipe,
         kb,
         plan=engine.plan,
+        solver=solver,
         combiner=engine.combiner,
         key=engine.key,
         neighbors=engine.neighbors,

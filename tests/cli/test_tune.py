@@ -46,6 +46,17 @@ def test_held_out_prompts_measure_the_coverage(redi: Redi, own: Path, tmp_path: 
     assert 0 <= plan["validation"]["coverage"] <= 1
 
 
+def test_a_jump_beside_a_coarse_plan_is_not_asked_for_its_error(
+    redi: Redi, model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    kb = tmp_path / "kb"
+    assert redi("build", model, prompts, kb, "--plan", "jump:2:5/8,coarse:4/8").code == 0
+    assert redi("tune", kb).code == 0
+    done = redi("generate", kb, "dog", "--out", tmp_path / "o", "--max-error", "1000")
+    assert done.code == 0, done.err
+    assert "4 model calls instead of 8" in done.out
+
+
 def test_refusals(redi: Redi, own: Path, kb: Path, tmp_path: Path) -> None:
     for arguments, said in (
         (("--nfe", "7"), "there is no coarse plan of 7 model calls; there is: 3 (coarse:3/8), 4 (coarse:4/8)"),
