@@ -36,6 +36,7 @@ def test_every_plan_is_tuned_and_served(redi: Redi, own: Path, tmp_path: Path) -
     assert "learnt from" not in done.out
 
 
+@pytest.mark.slow
 def test_held_out_prompts_measure_the_coverage(redi: Redi, own: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "new.txt"
     prompts.write_text("\n".join(NEW) + "\n")
