@@ -153,7 +153,8 @@ def test_a_row_of_the_world_is_the_same_however_it_is_asked_for(world: World) ->
     whole = np.concatenate(list(world.chunks()))
     assert whole.shape == world.shape == (300, 1024)
     np.testing.assert_allclose(world[np.array([7, 3, 299])], whole[[7, 3, 299]], rtol=2e-3, atol=1e-5)
-    np.testing.assert_array_equal(np.concatenate(list(world.of(10).chunks())), whole[:10])
+    # a product of fewer rows may round otherwise, by a unit of float16
+    np.testing.assert_allclose(np.concatenate(list(world.of(10).chunks())), whole[:10], rtol=2e-3, atol=1e-5)
     queries = world.queries(5)
     assert np.square(queries[:, None] - whole.astype(np.float32)).sum(-1).min() > 1
     np.testing.assert_array_equal(queries, world[np.arange(HELD_OUT, HELD_OUT + 5)].astype(np.float32))
