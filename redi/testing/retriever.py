@@ -153,7 +153,8 @@ class RetrieverContract:
         streamed = retriever.build_from(lambda: np.split(keys, cuts), (60, 24))
         a, b = streamed.search(keys[:9] + 0.1, 6), retriever.build(keys).search(keys[:9] + 0.1, 6)
         np.testing.assert_array_equal(a.ids, b.ids)
-        np.testing.assert_array_equal(a.distances, b.distances)
+        # where keys lie in memory decides in which order a sum is taken: by the last digit it may be another
+        np.testing.assert_allclose(a.distances, b.distances, rtol=1e-6)
 
     @pytest.mark.parametrize(
         ("chunks", "message"),

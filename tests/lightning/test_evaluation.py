@@ -72,7 +72,7 @@ def test_more_ranks_than_batches_a_logger_and_what_is_left_of_one(built: Place) 
 
 
 def test_sigterm_ends_well_and_another_number_of_ranks_goes_on(built: Place) -> None:
-    started = start(built, 2, "eval", pause=0.3)
+    started = start(built, 2, "eval", pause=1.0)
     deadline = time.monotonic() + 60
     while not list(built.folder.glob("eval/batches/*/*.safetensors")):
         assert time.monotonic() < deadline, started.output()
