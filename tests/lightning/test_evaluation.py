@@ -71,8 +71,11 @@ def test_more_ranks_than_batches_a_logger_and_what_is_left_of_one(built: Place) 
         assert max(float(row["batches"]) for row in csv.DictReader(file) if row.get("batches")) == 1
 
 
+@pytest.mark.slow  # a matter of moments, on a busy machine
 def test_sigterm_ends_well_and_another_number_of_ranks_goes_on(built: Place) -> None:
-    started = start(built, 2, "eval", pause=1.0)
+    # four rounds of two ranks: whoever hears of it in the second ends before the fourth
+    (built.folder / "queries.txt").write_text("".join(f"query {i}\n" for i in range(8)), encoding="utf-8")
+    started = start(built, 2, "eval", pause=0.5)
     deadline = time.monotonic() + 60
     while not list(built.folder.glob("eval/batches/*/*.safetensors")):
         assert time.monotonic() < deadline, started.output()
@@ -81,7 +84,7 @@ def test_sigterm_ends_well_and_another_number_of_ranks_goes_on(built: Place) -> 
     assert started.wait() == [0, 0], started.output()
     assert json.loads((built.folder / "eval.json").read_text())["stopped"] == "SIGTERM"
     first = built.solved()
-    assert 0 < len(first) < 10
+    assert 0 < len(first) < 16
     said = finish(built, 1, "eval")
-    assert len(first) + len(built.solved()) == 10
+    assert len(first) + len(built.solved()) == 16
     assert untimed(said) == untimed(finish(built, 1, "other"))
