@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,12 +213,11 @@ def naive(folder: Path, rows: int) -> dict[str, float]:
     return costs(rows, clock, folder)
 
 
-def redi(folder: Path, rows: int) -> dict[str, float]:
-    """`redi.build`, from its first batch to its last file."""
+def built(folder: Path, rows: int, progress: Callable[[Any], None]) -> None:
+    """`redi.build` of so many rows."""
     from redi import Plan, build
 
     pipe, solver, prompts = pipeline(rows)
-    clocks: list[Clock] = []
     build(
         pipe,
         prompts,
@@ -227,16 +226,19 @@ def redi(folder: Path, rows: int) -> dict[str, float]:
         solver=solver,
         guidance=GUIDANCE,
         batch_size=BATCH,
-        progress=lambda now: clocks.append(Clock()),
+        progress=progress,
     )
+
+
+def redi(folder: Path, rows: int) -> dict[str, float]:
+    """`redi.build`, from its first batch to its last file."""
+    clocks: list[Clock] = []
+    built(folder, rows, lambda now: clocks.append(Clock()))
     return costs(rows, clocks[0], folder)
 
 
 def in_turn(folder: Path, rows: int) -> dict[str, float]:
     """`redi.build` and the naive loops by turns, a batch each: what slows the machine down slows all of them."""
-    from redi import Plan, build
-
-    pipe, solver, prompts = pipeline(rows)
     loops = {name: NaiveLoop(rows, output) for name, output in (("naive", "latent"), ("naive_pictures", "pil"))}
     spent = {name: {"wall": 0.0, "processor": 0.0} for name in ("redi", *loops)}
 
@@ -256,16 +258,7 @@ def in_turn(folder: Path, rows: int) -> dict[str, float]:
                 charge(name, clock)
         since.append(Clock())
 
-    build(
-        pipe,
-        prompts,
-        folder / "redi",
-        plans=[Plan.parse(PLAN)],
-        solver=solver,
-        guidance=GUIDANCE,
-        batch_size=BATCH,
-        progress=others,
-    )
+    built(folder / "redi", rows, others)
     charge("redi", since.pop())
     for name, loop in loops.items():
         clock = Clock()

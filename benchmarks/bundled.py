@@ -1,7 +1,7 @@
 """The bundled model as benchmarks use it: its denoiser compiled, and in bfloat16 where the CPU has units for it.
 
 With them this is 3.5 times as fast, and changes a solver's latent error to the fine solve by 1 to 3 %; without them
-bfloat16 is a hundred times slower than float32, which is taken then (`python -m benchmarks.bundled` measures both).
+bfloat16 is far slower than float32, which is taken then. `python -m benchmarks.bundled` measures what the CPU has.
 """
 
 from __future__ import annotations

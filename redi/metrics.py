@@ -77,7 +77,7 @@ def _root_of_covariance(x: Float64[Tensor, "n d"]) -> Float64[Tensor, "r d"]:
 
 
 def latent_error(a: Float[Tensor, "n *s"], b: Float[Tensor, "n *s"]) -> float:
-    """Mean over pictures of the L2 distance between their latents: mean_i ‖a_i − b_i‖.
+    """Mean over pictures of the L2 distance between their latents: the mean of `latent_errors`.
 
     Args:
         a: one sample per picture.
@@ -86,8 +86,13 @@ def latent_error(a: Float[Tensor, "n *s"], b: Float[Tensor, "n *s"]) -> float:
     Raises:
         InvalidInputError: no pictures, or not as many of one as of the other.
     """
+    return float(latent_errors(a, b).mean())
+
+
+def latent_errors(a: Float[Tensor, "n *s"], b: Float[Tensor, "n *s"]) -> Float64[Tensor, " n"]:
+    """The L2 distance between each picture's latents, ‖a_i − b_i‖; arguments and errors as for `latent_error`."""
     _require_pairs(a, b)
-    return float((a.detach().double() - b.detach().double()).flatten(1).norm(dim=1).mean())
+    return (a.detach().double() - b.detach().double()).flatten(1).norm(dim=1)
 
 
 @final

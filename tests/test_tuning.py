@@ -19,7 +19,7 @@ from redi.combiners import Affine, Kriging
 from redi.engine import ReDiEngine
 from redi.errors import InvalidInputError
 from redi.gate import NOBODY, Gate, Trust
-from redi.knowledge_base import Config, Fingerprint, KnowledgeBase, Writer
+from redi.knowledge_base import Config, KnowledgeBase, Writer
 from redi.noise import NoiseBank
 from redi.plan import Plan, Route
 from redi.solvers import DiffusersSolver
@@ -29,7 +29,7 @@ from redi.tuning import Candidate, Held, LeftOut, Sums, candidates, fit, held_ou
 from redi.tuning.left_out import growth
 from redi.types import Rows
 from tests.tiny import tiny_pipeline
-from tests.worlds import SHAPE
+from tests.worlds import SHAPE, mark_of
 
 PLAN = Plan.parse("coarse:3/12")
 SOLVER = DiffusersSolver.from_config(
@@ -44,22 +44,6 @@ def made(folder: Path, keys: Tensor, defects: Defects, noises: int = 1, plan: Pl
     route = Route.lay(plan, SOLVER.schedule(plan.fine))
     record = needs(route, SOLVER)
     bank = NoiseBank(seed=1, size=noises, shape=SHAPE)
-    mark = Fingerprint(
-        model="made",
-        weights="0" * 16,
-        adapters=(),
-        pipeline="none",
-        scheduler=SOLVER.name,
-        scheduler_config=dict(SOLVER.config),
-        steps=plan.fine,
-        guidance=1.0,
-        guidance_rescale=0.0,
-        negative_prompt="",
-        height=None,
-        width=None,
-        dtype="float32",
-        sample_shape=SHAPE,
-    )
     ids = torch.arange(len(keys)) % noises
     x = bank.noise(ids) * route.grid.initial_scale
     state = SOLVER.init(route.grid)
@@ -69,7 +53,7 @@ def made(folder: Path, keys: Tensor, defects: Defects, noises: int = 1, plan: Pl
         m = route.grid.model_output(denoised[leap.start], x, state.position)
         stepped, state = SOLVER.step(m, x, state)
         x = samples[leap.stop] = stepped + defects(keys, j).view(-1, *SHAPE)
-    config = Config(mark, record, bank.to_json(), (str(plan),), "float32")
+    config = Config(mark_of(SOLVER, plan.fine), record, bank.to_json(), (str(plan),), "float32")
     with Writer.open(folder, config) as writer:
         names = [f"prompt {i}" for i in range(len(keys))]
         writer.append(Rows(samples, denoised, {}, ids, torch.zeros(len(keys), 0), names))

@@ -77,6 +77,26 @@ class World:
         )[0]
 
 
+def mark_of(solver: DiffusersSolver, steps: int) -> Fingerprint:
+    """The settings of rows that no pipeline made."""
+    return Fingerprint(
+        model="toy",
+        weights="0" * 16,
+        adapters=(),
+        pipeline="none",
+        scheduler=solver.name,
+        scheduler_config=dict(solver.config),
+        steps=steps,
+        guidance=1.0,
+        guidance_rescale=0.0,
+        negative_prompt="",
+        height=None,
+        width=None,
+        dtype="float32",
+        sample_shape=SHAPE,
+    )
+
+
 def world(
     folder: Path,
     solver: DiffusersSolver,
@@ -93,23 +113,9 @@ def world(
     record = needs(Route.lay(plan, schedule), solver)
     bank = NoiseBank(seed=3, size=noises, shape=SHAPE, diversity=diversity)
     conditions = torch.randn(rows, 6, generator=torch.Generator().manual_seed(11))
-    mark = Fingerprint(
-        model="toy",
-        weights="0" * 16,
-        adapters=(),
-        pipeline="none",
-        scheduler=solver.name,
-        scheduler_config=dict(solver.config),
-        steps=plan.fine,
-        guidance=1.0,
-        guidance_rescale=0.0,
-        negative_prompt="",
-        height=None,
-        width=None,
-        dtype="float32",
-        sample_shape=SHAPE,
+    config = Config(
+        fingerprint=mark_of(solver, plan.fine), record=record, noise=bank.to_json(), plans=(str(plan),), storage=storage
     )
-    config = Config(fingerprint=mark, record=record, noise=bank.to_json(), plans=(str(plan),), storage=storage)
     with Writer.open(folder, config) as writer:
         for noise_id in range(noises):
             ids = torch.full((rows,), noise_id)

@@ -24,7 +24,7 @@ from redi.evaluation.contest import Batch, Contest
 from redi.evaluation.seen import MEASURES, STAGES, Seen
 from redi.evaluation.ways import Way
 from redi.interception import active
-from redi.metrics import agreement
+from redi.metrics import agreement, latent_errors
 from redi.scheduler import enable, report
 from redi.serving import Server
 
@@ -149,11 +149,11 @@ class Examiner:
 
     def _see(self, way: Way, made: _Made, fine: _Made, prompts: list[str]) -> Seen:
         contest = self.contest
-        none, error = torch.full((len(prompts),), torch.nan), _distance(made.latents, fine.latents)
+        none, error = torch.full((len(prompts),), torch.nan), latent_errors(made.latents, fine.latents)
         at_value = error if way.kind == "redi" else none  # a coarse plan's last leap arrives at the end
         if way.values:
             last = way.values[-1]
-            at_value = _distance(made.at_value[last], fine.at_value[last])
+            at_value = latent_errors(made.at_value[last], fine.at_value[last])
         similar = min(made.pictures.shape[-2:]) >= _SSIM_SIDE
         a, b = made.pictures.cpu(), fine.pictures.cpu()
         columns: dict[str, Tensor | Sequence[float]] = {
@@ -213,7 +213,3 @@ class Examiner:
         if self._networks[0].device.type == "cuda":  # type: ignore
             torch.cuda.synchronize()  # a GPU works on while Python is ahead
         return time.perf_counter()
-
-
-def _distance(a: Float[Tensor, "b *s"], b: Float[Tensor, "b *s"]) -> Float[Tensor, " b"]:
-    return (a.double() - b.double()).flatten(1).norm(dim=1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
 from redi.engine import ReDiEngine
@@ -19,6 +19,7 @@ from redi.errors import InvalidInputError
 from redi.gate import NOBODY, Gate, Trust
 from redi.knowledge_base import KnowledgeBase
 from redi.look import look
+from redi.metrics import latent_errors
 from redi.recipe import FineSolver, Item, Recipe, quiet, run_of
 from redi.scheduler import disable, enable, report
 from redi.solvers import DiffusersSolver
@@ -108,28 +109,26 @@ def held_out(
     Args:
         pipe: the pipeline that the knowledge base was built with; it is left as it was.
         engines: of coarse plans of one knowledge base.
-        prompts: at least eight, none of them the knowledge base's; each from one noise, in turn.
+        prompts: what `unseen` let through; each from one noise, in turn.
         batch_size: pictures per pipeline call.
         progress: told after every batch how many prompts it had.
 
     Raises:
-        InvalidInputError: as `unseen`.
         ReDiError: as `redi.enable`.
     """
     kb = engines[0].knowledge_base
-    texts = unseen(pipe, kb, prompts)
     mark = kb.fingerprint
     fine = FineSolver(pipe, Recipe(DiffusersSolver.from_config(mark.scheduler, mark.scheduler_config), kb.config))
     noises = kb.noise_ids.unique().tolist()
     # of two prompts of one noise one is fitted on, and the other judged
-    items: list[Item] = [(p, noises[i // 2 % len(noises)]) for i, p in enumerate(texts)]
+    items: list[Item] = [(p, noises[i // 2 % len(noises)]) for i, p in enumerate(prompts)]
     found: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in engines]
     for some in _batches(items, batch_size):
         end = torch.cat([rows.samples[kb.record.last] for rows in fine(some)]).float()
         for engine, kept in zip(engines, found, strict=True):
             plain, _ = _run(pipe, engine, Gate(trust=NOBODY), some)
             served, distance = _run(pipe, engine, engine.gate, some)
-            kept.append((distance, _error(served, end), _error(plain, end)))
+            kept.append((distance, latent_errors(served, end), latent_errors(plain, end)))
         progress(len(some))
     every = [[torch.cat(parts) for parts in zip(*kept, strict=True)] for kept in found]
     return [Held(distance, fractions(left, plain)) for distance, left, plain in every]
@@ -164,10 +163,6 @@ def _run(pipe: Any, engine: ReDiEngine, gate: Gate, items: Sequence[Item]) -> tu
     # one that takes nothing of its correction reports no neighbours: it is as far as any
     near = [d[0] if d else torch.inf for d in said.distances]
     return latents.float().cpu(), torch.tensor(near, dtype=torch.float64)
-
-
-def _error(a: Float[Tensor, "b *s"], b: Float[Tensor, "b *s"]) -> Float64[Tensor, " b"]:
-    return (a.double() - b.double()).flatten(1).norm(dim=1)
 
 
 def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
