@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 
 _LOOKED_AT: Final = 64  # parameters, for eight-bit weights; beyond embeddings and norms, which may be left as they were
+_COMPUTES: Final = (torch.float32, torch.float16, torch.bfloat16)
 _FREEU: Final = ("s1", "s2", "b1", "b2")
 
 
@@ -61,6 +62,8 @@ def name_of(dtype: torch.dtype) -> str:
 
 def _small(p: torch.Tensor) -> str:
     """In what a parameter is stored, if that is less than it computes in."""
+    if type(p) is torch.nn.Parameter and p.dtype in _COMPUTES:
+        return ""  # as nearly all are: what follows takes microseconds for each
     if hasattr(p, "__tensor_flatten__"):
         return type(p).__name__
     return name_of(p.dtype) if p.itemsize == 1 else ""

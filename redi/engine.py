@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from redi.tuned import Tunings
 from redi.types import LeapReport
 
 _HISTORY: Final = ("carry", "fresh")
+_AT_ONCE: Final = 1 << 20  # numbers of neighbours' rows: one large gather is several times as fast as small ones
 
 
 def origin(kb: KnowledgeBase) -> dict[str, str]:
@@ -205,17 +207,29 @@ class ReDiEngine:
         hits = int(recall.hit.sum())
         if not hits:
             return propagated
-        those = recall if hits == len(recall.hit) else recall[recall.hit]
-        with watch("gather"):
-            rows = self.table.bracket(those.ids.clamp(min=0), leap)  # a missing neighbour has weight 0
+        if leap not in recall.taught:
+            self._teach(recall, leap, watch)
         with watch("combine"):
-            correction = combine(those.weights, rows).to(propagated.device)
-            if those is recall:
+            correction = recall.taught.pop(leap).to(propagated.device)
+            if hits == len(recall.hit):
                 return (propagated.float() + correction).to(propagated.dtype)
             leapt = propagated.clone()
             hit = recall.hit.to(propagated.device)
             leapt[hit] = (propagated[hit].float() + correction).to(propagated.dtype)
         return leapt
+
+    def _teach(self, recall: Recall, leap: int, watch: Stopwatch) -> None:
+        """Combine what a recall teaches of a leap: and of those after it that it serves, where all fit in the cache."""
+        those = recall if recall.hit.all() else recall[recall.hit]
+        after = (at for at in self.retrieve_at if at > leap)
+        leaps = range(leap, min(after, default=len(self.route.leaps)))
+        if len(leaps) * those.ids.numel() * math.prod(self.knowledge_base.bank.shape) > _AT_ONCE:
+            leaps = [leap]
+        with watch("gather"):
+            rows = self.table.brackets(those.ids.clamp(min=0), leaps)  # a missing neighbour has weight 0
+        with watch("combine"):
+            corrections = combine(those.weights.repeat(len(leaps), 1), rows.flatten(0, 1))
+            recall.taught.update(zip(leaps, corrections.split(len(those.ids)), strict=True))
 
     def arrive(
         self, recall: Recall, leap: int, sample: Float[Tensor, "b *s"], watch: Stopwatch | None = None

@@ -9,19 +9,23 @@ from dataclasses import dataclass, field
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 
 @final
 @dataclass(frozen=True)
 class Recall:
-    """What was remembered for a batch: neighbours, their weights, and which samples may leap."""
+    """What was remembered for a batch: neighbours, their weights, and which samples may leap.
+
+    `taught` holds the corrections of those that may, leap by leap, from when they are combined to when they are taken.
+    """
 
     ids: Int64[Tensor, "b k"]
     weights: Float32[Tensor, "b k"]
     distances: Float32[Tensor, "b k"]
     hit: Bool[Tensor, " b"]
+    taught: dict[int, Float[Tensor, "h *s"]] = field(default_factory=dict[int, Tensor], compare=False, repr=False)
 
     def __getitem__(self, rows: Tensor) -> Recall:
         return Recall(self.ids[rows], self.weights[rows], self.distances[rows], self.hit[rows])

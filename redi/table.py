@@ -123,13 +123,18 @@ class Table:
 
     def bracket(self, ids: Int64[Tensor, "b k"], leap: int) -> Float[Tensor, "b k *s"]:
         """Brackets of the given rows for one leap, float32."""
+        return self.brackets(ids, [leap])[0]
+
+    def brackets(self, ids: Int64[Tensor, "b k"], leaps: Sequence[int]) -> Float[Tensor, "l b k *s"]:
+        """Brackets of the given rows for several leaps, float32."""
         table = self.derived["bracket"]
         # whole rows by one number each: indexing by two copies number by number, five times as slow
-        at = ids.flatten() * table.shape[1] + leap
-        found = table.flatten(0, 1).index_select(0, at).unflatten(0, ids.shape).float()
+        at = ids * table.shape[1] + torch.as_tensor(leaps).view(-1, *[1] * ids.ndim)
+        found = table.flatten(0, 1).index_select(0, at.flatten()).unflatten(0, at.shape).float()
         if "scale" not in self.derived.names:
             return found
-        return found.mul_(self.derived["scale"][ids, leap].view(*ids.shape, *[1] * (found.ndim - ids.ndim)))
+        scale = self.derived["scale"].flatten(0, 1).index_select(0, at.flatten())
+        return found.mul_(scale.view(*at.shape, *[1] * (found.ndim - at.ndim)))
 
     def history(self, ids: Int64[Tensor, "b k"], leap: int) -> dict[str, Float[Tensor, "b k *s"]]:
         """Solver history of the given rows at the end of one leap, leaf by leaf."""

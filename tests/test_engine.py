@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from redi.combiners import NNLS, Affine, Combiner, LeastSquares, Nearest
+from redi.combiners import NNLS, Affine, Combiner, LeastSquares, Nearest, combine
 from redi.engine import ReDiEngine
 from redi.errors import InvalidInputError, PlanError
 from redi.gate import Gate
 from redi.plan import Plan
+from redi.recall import Recall
 from redi.solvers import DiffusersSolver
 from redi.table import quantised
 from redi.transports import Defect, Residual, Transport, Value
@@ -121,6 +122,25 @@ def test_own_row_in_eight_bits_is_as_near_as_its_defects_are(tmp_path: Path) -> 
         assert bool(((a - b).flatten(2).abs() <= 1.001 * half_a_step + 1e-3 * a.flatten(2).abs()).all())
     assert small.table.derived["bracket"].dtype == torch.int8
     assert own_row(w, exact) < own_row(w, small) <= 2**-8
+
+
+@pytest.mark.parametrize("eight_bits", [False, True])
+def test_corrections_combined_at_once_are_those_of_each_leap_bit_for_bit(tmp_path: Path, eight_bits: bool) -> None:
+    plan = Plan.coarse(6, STEPS)
+    w = world(tmp_path, solver_of("dpm2"), plan, Curved(), storage="float16")
+    engine = ReDiEngine(w.kb, w.solver, plan, retrieve_at=(0, 3), eight_bits=eight_bits)
+    g = torch.Generator().manual_seed(0)
+    for batch in (1, 5):
+        ids = torch.stack([torch.randperm(len(w.kb), generator=g)[:3] for _ in range(batch)])
+        weights = torch.rand(batch, 3, generator=g)
+        recall = Recall(ids, weights, torch.zeros(batch, 3), torch.arange(batch) % 2 == 0)
+        x = torch.randn(batch, *w.kb.bank.shape, generator=g)
+        for leap in range(6):
+            one_by_one = x.clone()
+            bracket = engine.table.bracket(ids[recall.hit], leap)
+            one_by_one[recall.hit] += combine(weights[recall.hit], bracket)
+            assert torch.equal(engine.leap(x, recall, leap), one_by_one)
+            assert set(recall.taught) == set(range(leap + 1, 3 if leap < 3 else 6))
 
 
 def test_eight_bits_are_for_coarse_plans_of_rows_in_half_precision(tmp_path: Path) -> None:
