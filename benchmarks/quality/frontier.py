@@ -19,7 +19,7 @@ from benchmarks.quality.lab import PLANS, Lab, fine, served
 from redi import zoo
 from redi.metrics import frechet_distance, latent_error
 
-BUDGETS = (3, 4, 5, 6, 8, 10, 12, 16, 20)
+BUDGETS = (3, 4, 5, 6, 8, 10, 12, 16, 24)
 MEASURES = {"frechet_latents": "Fréchet distance to the fine solve (latents)", "latent_error": "latent error (L2)"}
 
 

@@ -21,22 +21,26 @@ from benchmarks.quality import plain
 from redi import Defect, DiffusersSolver, Gate, KnowledgeBase, Kriging, Plan, ReDiEngine, zoo
 from redi.combiners import Combiner
 
-STEPS: Final = 40
+STEPS: Final = 48
 PLANS: Final[Mapping[int, str]] = {
-    3: "at:0,16,24/40",
-    4: "at:0,12,19,25/40",
-    5: "at:0,7,16,23,29/40",
-    6: "at:0,6,12,18,24,30/40",
-    8: "at:0,4,10,15,20,25,30,36/40",
-    10: "coarse:10/40",
-    12: "coarse:12/40",
-    16: "coarse:16/40",
-    20: "coarse:20/40",
+    3: "at:0,19,29/48",
+    4: "at:0,14,23,30/48",
+    5: "at:0,11,20,28,35/48",
+    6: "at:0,7,15,22,29,36/48",
+    8: "coarse:8/48",
+    10: "coarse:10/48",
+    12: "coarse:12/48",
+    16: "coarse:16/48",
+    24: "coarse:24/48",
 }
-"""Calls → where they are made. Up to 8 they were moved one by one until nothing improved (`… quality grids`)."""
+"""Calls → where they are made. Up to 6 they were moved one by one until nothing improved; beyond, that brings
+little (`… quality grids`)."""
 
 COARSE: Final = "deis-karras"
 """Whose coarse steps are corrected."""
+
+LEVELS: Final = "karras"
+"""Noise levels of rows, where nothing else is said."""
 
 NEIGHBORS: Final = 64
 COMBINER: Final[Combiner] = Kriging(nugget=0.1)
@@ -50,11 +54,19 @@ class Lab(World):
         pipe: from `bundled.load`.
         guidance: scale of rows and queries.
         away: η; queries start from √(1 − η²) · bank noise + η · fresh noise.
+        levels: noise levels of rows and of the fine solve, as a spacing.
     """
 
-    def __init__(self, settings: Settings, pipe: Any, guidance: float = bundled.GUIDANCE, away: float = 0.0) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        pipe: Any,
+        guidance: float = bundled.GUIDANCE,
+        away: float = 0.0,
+        levels: str = LEVELS,
+    ) -> None:
         super().__init__(settings, pipe, guidance)
-        self.away = away
+        self.away, self.levels = away, levels
 
     def solver(self, name: str) -> DiffusersSolver:
         """A solver and its spacing."""
@@ -63,11 +75,13 @@ class Lab(World):
     def rows(self, name: str, prompts: int, noises: int | None = None) -> KnowledgeBase:
         """Rows of so many train prompts with every entry: any plan can be tried on them."""
         lab = (
-            self if noises is None else Lab(dataclasses.replace(self.settings, noises=noises), self.pipe, self.guidance)
+            self
+            if noises is None
+            else Lab(dataclasses.replace(self.settings, noises=noises), self.pipe, self.guidance, levels=self.levels)
         )
         odd = ",".join(map(str, range(1, STEPS, 2)))
-        plans = [f"coarse:{STEPS // 2}/{STEPS}", f"at:0,{odd}/{STEPS}", "jump:10:30/40"]
-        return lab.build(name, plain.FINE, plans, zoo.prompts("emoji", "train")[:prompts])
+        plans = [f"coarse:{STEPS // 2}/{STEPS}", f"at:0,{odd}/{STEPS}", f"jump:{STEPS // 4}:{3 * STEPS // 4}/{STEPS}"]
+        return lab.build(name, fine(self.levels).solver, plans, zoo.prompts("emoji", "train")[:prompts])
 
     def start(self, ids: Tensor) -> Tensor:
         """Bank noise, or something beside it that is the same at every call."""
@@ -122,9 +136,19 @@ class Lab(World):
         )
 
 
-def fine() -> Way:
+def fine(levels: str = LEVELS) -> Way:
     """What everything is measured against."""
-    return Way("fine", plain.FINE, STEPS)
+    return Way("fine", f"dpmsolver++-{levels}", STEPS)
+
+
+def evenly(calls: int) -> str:
+    """So many calls spread evenly over the fine steps."""
+    return at([round(i * STEPS / calls) for i in range(calls)])
+
+
+def at(places: Sequence[int]) -> str:
+    """The plan that calls at these entries."""
+    return f"at:{','.join(map(str, places))}/{STEPS}"
 
 
 def served(calls: int, name: str = "redi", rows: str = "rows", **changes: Any) -> Way:

@@ -1,4 +1,4 @@
-"""What decides the frontier, one study each: places, choices, rows, guidance, captions, fine steps, fine solve."""
+"""What decides the frontier, one study each: places, choices, rows, noise, guidance, captions, fine solve."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from benchmarks.paper.measures import Judge
 from benchmarks.paper.settings import Settings, spread
 from benchmarks.paper.ways import Way
 from benchmarks.quality import plain
-from benchmarks.quality.lab import COARSE, STEPS, Lab, fine, served
-from redi import NNLS, Affine, Combiner, Kriging, LeastSquares, Nearest, zoo
+from benchmarks.quality.lab import COARSE, LEVELS, PLANS, STEPS, Lab, at, evenly, fine, served
+from redi import NNLS, Affine, Combiner, Kriging, LeastSquares, Nearest, Plan, zoo
 from redi.metrics import latent_error
 
 COMPARED: Final = ("frechet_latents", "latent_error", "text_score")
@@ -32,6 +32,7 @@ AWAY: Final = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 FEWER: Final = 1024
 """Rows of a noise that places are moved on: every try derives a table."""
 SIZES: Final = (100, 300, 1000, 3000)  # and all
+SCALES: Final = ((1.5, "karras"), (3.0, "karras"), (6.0, "karras"), (6.0, "linspace"))  # with noise levels of the rows
 GPU_HOURS_BUY: Final = 100_000  # rows: the size to which the rows' curve is extrapolated
 
 
@@ -65,7 +66,7 @@ def measured(
     lab: Lab, ways: Sequence[Way], rows: Mapping[str, Any], prompts: Sequence[str]
 ) -> tuple[Judge, list[Made]]:
     """Latents of the fine solve and of every way, and who judges them."""
-    made = lab.sample([fine(), *ways], dict(rows), prompts)
+    made = lab.sample([fine(lab.levels), *ways], dict(rows), prompts)
     return Judge(lab, prompts, made[0]), made[1:]
 
 
@@ -118,7 +119,7 @@ def changed(calls: int) -> list[Way]:
         way("found by the prompt", key="prompt"),
         way("found at the first two leaps", retrieve_at=(0, 1)),
         way("found at every leap", retrieve_at=tuple(range(calls))),
-        way("places evenly spread", plan=f"coarse:{calls}/40"),
+        way("places evenly spread", plan=evenly(calls)),
     ]
 
 
@@ -128,15 +129,12 @@ def changed(calls: int) -> list[Way]:
 def rows(settings: Settings, pipe: Any) -> dict[str, Any]:
     """How the error falls with the rows of a noise, and where that leads."""
     lab = one_noise(settings, pipe)
-    kb = lab.rows("many", 24 if settings.quick else 12_032)
-    sizes = (6,) if settings.quick else SIZES
-    ways = [
-        served(n, f"{most} rows,", "many", most=most if most < len(kb) else None)
-        for n in budgets(settings)
-        for most in (*sizes, len(kb))
-    ]
-    ways += [served(n, "no rows,", "many", neighbors=0) for n in budgets(settings)]
-    judge, made = measured(lab, ways, {"many": kb}, lab.queries)
+    kb = lab.rows("rows", settings.rows, settings.noises)
+    sizes = [n for n in ((6,) if settings.quick else SIZES) if n < settings.rows]
+    ways = [served(n, f"{most} rows,", most=most) for n in budgets(settings) for most in sizes]
+    ways += [served(n, f"{settings.rows} rows,") for n in budgets(settings)]
+    ways += [served(n, "no rows,", neighbors=0) for n in budgets(settings)]
+    judge, made = measured(lab, ways, {"rows": kb}, lab.queries)
     points = judge.table(ways, made)
     for p in points:
         p["rows"] = 0 if p["way"].startswith("no") else int(p["way"].split()[0])
@@ -190,21 +188,23 @@ def guidance(settings: Settings, pipe: Any) -> dict[str, Any]:
     """A knowledge base for each scale: is redi ever worse than a plain solver of as many calls?"""
     points: list[dict[str, Any]] = []
     compared: list[dict[str, Any]] = []
-    calls = (5,) if settings.quick else (3, 4, 5, 6, 8, 10, 12, 16, 20)
-    for scale in (1.5,) if settings.quick else (1.5, 3.0, 6.0):
+    calls = (5,) if settings.quick else tuple(PLANS)
+    for scale, levels in ((1.5, LEVELS),) if settings.quick else SCALES:
         for away in (0.0, 1.0):
-            lab = one_noise(settings, pipe, guidance=scale, away=away)
-            kb = lab.rows(f"guidance-{scale:g}", min(2048, settings.rows))
+            lab = one_noise(settings, pipe, guidance=scale, away=away, levels=levels)
+            kb = lab.rows(f"guidance-{scale:g}-{levels}", min(2048, settings.rows))
             others = [Way(f"plain {s} {n}", s, n) for n in calls for s in (COARSE, "deis-linspace")]
+            here = {} if levels == LEVELS else {"solver": f"deis-{levels}"}
+            where = [here if levels == LEVELS else here | {"plan": evenly(n)} for n in calls]
             # from noise of nobody's bank the pipeline is the plain solver: no row can be near
-            ours = [served(n, neighbors=0) if away else served(n) for n in calls]
+            ours = [served(n, **w, **({"neighbors": 0} if away else {})) for n, w in zip(calls, where, strict=True)]
             ways = [*ours, *others]
             judge, made = measured(lab, ways, {"rows": kb}, lab.queries)
-            here = {"guidance": scale, "bank": not away}
-            points += [{**p, **here} for p in judge.table(ways, made)]
+            said = {"guidance": scale, "levels": levels, "bank": not away}
+            points += [{**p, **said} for p in judge.table(ways, made)]
             mine = {m.calls: (w.name, m) for w, m in zip(ours, made, strict=False)}
             pairs = [(mine[m.calls], (w.name, m)) for w, m in zip(others, made[len(ours) :], strict=True)]
-            compared += [{**row, **here} for row in judge.compare(pairs)]
+            compared += [{**row, **said} for row in judge.compare(pairs)]
     return {"points": points, "against": compared, "worse": worse(compared)}
 
 
@@ -246,27 +246,23 @@ def teacher(settings: Settings, pipe: Any) -> dict[str, Any]:
 
 
 def grids(settings: Settings, pipe: Any) -> dict[str, Any]:
-    """Where calls are best made: places move one by one, judged on train prompts that are no rows, then on queries."""
+    """Where calls are best made: places move one by one from where they are served, judged on train prompts that are
+    no rows; then all are compared on queries.
+    """
     lab = one_noise(settings, pipe)
     kb = lab.rows("rows", settings.rows, settings.noises)
     prompts = spread(zoo.prompts("emoji", "train")[12_032:], 4 if settings.quick else 64)
     reference = lab.sample([fine()], {}, prompts)[0].latents
-    calls = (3,) if settings.quick else (4, 5, 6, 8)
 
     def error(places: Sequence[int]) -> float:
-        way = served(len(places), plan=_at(places), most=None if settings.quick else FEWER)
+        way = served(len(places), plan=at(places), most=None if settings.quick else FEWER)
         (made,) = lab.sample([way], {"rows": kb}, prompts)
         return latent_error(made.latents.flatten(0, 1), reference.flatten(0, 1))
 
     ways: list[Way] = []
-    for n in calls:
-        even = [round(i * STEPS / n) for i in range(n)]
-        found = moved(even, error, most=1 if settings.quick else 40)
-        ways += [
-            served(n, "evenly spread", plan=_at(even)),
-            served(n, "moved", plan=_at(found)),
-            served(n),
-        ]
+    for n in (3,) if settings.quick else (3, 4, 5, 6, 8, 10):
+        found = moved([s.start for s in Plan.parse(PLANS[n]).segments], error, most=1 if settings.quick else 40)
+        ways += [served(n, "evenly spread", plan=evenly(n)), served(n, "moved", plan=at(found)), served(n)]
     judge, made = measured(lab, ways, {"rows": kb}, lab.queries)
     return {"points": judge.table(ways, made), "plans": {w.name: w.plan for w in ways}, "rows": len(kb)}
 
@@ -293,39 +289,12 @@ def moved(places: Sequence[int], error: Callable[[Sequence[int]], float], most: 
     return best
 
 
-def _at(places: Sequence[int]) -> str:
-    return f"at:{','.join(map(str, places))}/{STEPS}"
-
-
-# --- fine steps that budgets divide ---------------------------------------------------------------------------------
-
-
-def divisors(settings: Settings, pipe: Any) -> dict[str, Any]:
-    """Rows of 48 fine steps, which 4, 6, 8, 12, 16 and 24 calls divide: then coarse steps are even."""
-    steps, calls = (12, (4, 6)) if settings.quick else (48, (4, 6, 8, 12, 16, 24))
-    lab = one_noise(settings, pipe)
-    prompts = zoo.prompts("emoji", "train")[: settings.rows]
-    kb = lab.build(f"{steps}-steps", plain.FINE, [f"coarse:{n}/{steps}" for n in calls], prompts)
-    truth = Way("fine", plain.FINE, steps)
-    ways: list[Way] = []
-    for n in calls:
-        even = {"rows": "rows", "steps": steps, "plan": f"coarse:{n}/{steps}"}
-        ways += [served(n, **even), served(n, "without rows", **even | {"neighbors": 0})]
-        ways += [Way(f"plain {name} {n}", name, n) for name in (COARSE, "unipc-karras", "deis-linspace")]
-    made = lab.sample([truth, *ways], {"rows": kb}, lab.queries)
-    judge, made = Judge(lab, lab.queries, made[0]), made[1:]
-    ours = {m.calls: (w.name, m) for w, m in zip(ways, made, strict=True) if w.name.startswith("redi")}
-    others = [(w.name, m) for w, m in zip(ways, made, strict=True) if not w.name.startswith("redi")]
-    against = judge.compare([(ours[m.calls], (name, m)) for name, m in others])
-    return {"points": judge.table(ways, made), "against": against, "worse": worse(against), "rows": len(kb)}
-
-
 # --- shown ----------------------------------------------------------------------------------------------------------
 
 
 def plain_tables(found: Mapping[str, Any]) -> list[str]:
     """Every point, with what was varied; what was compared; what follows."""
-    extra = [n for n in ("guidance", "bank", "eta", "captions") if n in found["points"][0]]
+    extra = [n for n in ("guidance", "levels", "bank", "eta", "captions") if n in found["points"][0]]
     shown = [{**p, "way": ", ".join([p["way"], *(f"{n} {p[n]}" for n in extra)])} for p in found["points"]]
     tables = [report.table(shown, published=False)]
     if against := found.get("against"):
@@ -353,7 +322,7 @@ def kind(p: Mapping[str, Any]) -> str:
     """A point's series, without what the axis shows."""
     if "rows" in p:
         return "redi"
-    said = [f"{n}: {p[n]}" for n in ("bank", "captions") if n in p]
+    said = [f"{n}: {p[n]}" for n in ("levels", "bank", "captions") if n in p]
     return ", ".join([p["way"].rpartition(" ")[0] or p["way"], *said])
 
 
@@ -364,6 +333,5 @@ STUDIES: Final[Mapping[str, Study]] = {
     "noises": Study(noises, plain_tables, lines("eta", "η, distance from the bank's noise")),
     "guidance": Study(guidance, plain_tables, lines("guidance", "guidance scale")),
     "seen": Study(seen, plain_tables, lines("calls", "model calls per picture")),
-    "divisors": Study(divisors, plain_tables, lines("calls", "model calls per picture")),
     "teacher": Study(teacher, plain_tables, lines("calls", "steps")),
 }

@@ -14,14 +14,21 @@ from benchmarks.paper.common import Made
 from benchmarks.paper.settings import caption, spread
 from benchmarks.paper.ways import Way
 from benchmarks.quality import plain
-from benchmarks.quality.lab import COARSE, PLANS, STEPS, Lab, fine
+from benchmarks.quality.lab import COARSE, Lab
 from redi import Affine, Defect, KnowledgeBase, Kriging, LeastSquares, Residual, Transport, Value, zoo
 from redi.combiners import Combiner
 from redi.types import Rows
 
 KEYS: Final = (4, 8, 12, 16, 20)
 GAPS: Final = (2, 4, 8, 12)
-BUDGETS: Final = (4, 5, 6, 8, 10)
+STEPS: Final = 40
+PLANS: Final = {
+    4: "at:0,12,19,25/40",
+    5: "at:0,7,16,23,29/40",
+    6: "at:0,6,12,18,24,30/40",
+    8: "at:0,4,10,15,20,25,30,36/40",
+    10: "coarse:10/40",
+}
 NEIGHBORS: Final = (1, 2, 4, 16)
 SIZES: Final = (64, 256)  # and all
 EVERY: Final = (f"coarse:{STEPS // 2}/{STEPS}", f"at:{','.join(map(str, (0, *range(1, STEPS, 2))))}/{STEPS}")
@@ -94,7 +101,7 @@ class TheoryWorld(Lab):
                         plan = f"jump:{k}:{v}/{STEPS}"
                         way = Way(name, plain.FINE, STEPS, "rows", plan, transport, combiner, h, most=size)
                         found.append(Cell(name, k, v, h, most, way))
-                for calls in (4, 8) if self.settings.quick else BUDGETS:
+                for calls in (4, 8) if self.settings.quick else PLANS:
                     way = Way(CORRECTED, COARSE, STEPS, "rows", PLANS[calls], Defect(), Kriging(), h, most=size)
                     found.append(Cell(CORRECTED, 0, STEPS, h, most, way))
         return found
@@ -149,7 +156,9 @@ class TheoryWorld(Lab):
     def ends(self, cells: Sequence[Cell], calibrate: int, test: int) -> tuple[Tensor, int]:
         """Latent error of each cell at the end, (cells, queries): those for calibration first, and their number."""
         prompts = [*self.fresh[:calibrate], *self.queries[:test]]
-        reference, *made = self.sample([fine(), *(c.way for c in cells)], {"rows": self.rows_kb}, prompts)
+        reference, *made = self.sample(
+            [Way("fine", plain.FINE, STEPS), *(c.way for c in cells)], {"rows": self.rows_kb}, prompts
+        )
 
         def ordered(m: Made) -> Tensor:
             x = m.latents.double()

@@ -63,6 +63,16 @@ class ExactIndex(Index):
         return float(self.centre.double().norm())
 
     @cached_property
+    def _lengths(self) -> Float64[Tensor, " n"]:
+        """‖x_i − c‖."""
+        return self.norms.sqrt()
+
+    @cached_property
+    def _spread(self) -> float:
+        """The root of the mean ‖x_i − c‖²."""
+        return float(self.norms.mean().sqrt())
+
+    @cached_property
     def _multiplied(self) -> Float[Tensor, "n d"]:
         """The keys as products read them."""
         return self.keys.float() if 4 * self.keys.numel() <= _COPIED else self.keys
@@ -88,8 +98,7 @@ class ExactIndex(Index):
         Keys are multiplied as they lie, or seen from the centre where that leaves a bound too loose to be of use.
         """
         width = _LONGEST if len(u) == 1 else _WIDE
-        spread = float(self.norms.mean().sqrt())
-        if error_of_sums(self.keys.shape[1], width) * (self._offset + spread) <= _USEFUL * spread:
+        if error_of_sums(self.keys.shape[1], width) * (self._offset + self._spread) <= _USEFUL * self._spread:
             candidates = self._candidates_by(u, k, width, centred=False)
             if int(candidates.sum()) <= max(candidates.numel() // 8, 8 * k * len(u)):
                 return candidates
@@ -103,8 +112,8 @@ class ExactIndex(Index):
         """
         products = self._products(u.float(), width, centred=centred).T
         a = torch.sub(self.norms, products.to(torch.float64, memory_format=torch.contiguous_format), alpha=2)
-        y, offset = self.norms.sqrt(), 0.0 if centred else self._offset
-        tau = error_bound(y, u.norm(dim=1), self.keys.shape[1], width, offset, _input_rounding(u.device))
+        offset = 0.0 if centred else self._offset
+        tau = error_bound(self._lengths, u.norm(dim=1), self.keys.shape[1], width, offset, _input_rounding(u.device))
         surely = torch.topk(a + tau, k, largest=False, sorted=False).values.amax(1, keepdim=True)
         return a - tau <= surely
 
