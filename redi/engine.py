@@ -99,7 +99,7 @@ class ReDiEngine:
     def serving(
         cls, kb: KnowledgeBase, plan: Plan | str | None = None, *, max_error: float | None = None, **choices: Any
     ) -> list[ReDiEngine]:
-        """Engines with one solver, one for each plan.
+        """An engine for each plan.
 
         What is not chosen is what `redi.tune` found for the plan, else an engine's own default.
 
@@ -108,9 +108,9 @@ class ReDiEngine:
             plan: the one to serve; None is every plan the knowledge base was built for.
             max_error: error that may be expected of a sample that leaps, as a fraction of the plain solver's at the
                 same number of calls; needs a tuned plan.
-            choices: the other fields of an engine; None leaves one open. The solver is that of the rows, or where every
-                plan is coarse `for_coarse_steps` of it. The transport of a plan that is not tuned is `Defect()`, or
-                `Value()` for a solver that Defect does not suit.
+            choices: the other fields of an engine; None leaves one open. The solver is that of the rows, and for a
+                coarse plan its `for_coarse_steps`. The transport of a plan that is not tuned is `Defect()`, or `Value()`
+                for a solver that Defect does not suit.
 
         Raises:
             InvalidInputError: `max_error` for a plan that is not tuned, or that is served otherwise than it was tuned.
@@ -122,12 +122,16 @@ class ReDiEngine:
         tunings = Tunings.read(kb)
         if plan is None and max_error is not None:  # of jumps no error is foretold
             plans = [p for p in plans if str(p) in tunings.plans] or plans
-        usual: dict[str, Any] = {
-            "solver": solver.for_coarse_steps(mark.steps) if all(p.own_grid for p in plans) else solver,
-            "transport": Defect() if solver.suits_coarse else Value(),
-        }
-        served: SolverAdapter = given.get("solver", usual["solver"])
-        return [cls(kb, plan=p, **(usual | tunings.fields(str(p), given, max_error, served))) for p in plans]
+
+        def engine(plan: Plan) -> ReDiEngine:
+            usual: dict[str, Any] = {
+                "solver": solver.for_coarse_steps(mark.steps, plan.steps) if plan.own_grid else solver,
+                "transport": Defect() if solver.suits_coarse else Value(),
+            }
+            served: SolverAdapter = given.get("solver", usual["solver"])
+            return cls(kb, plan=plan, **(usual | tunings.fields(str(plan), given, max_error, served)))
+
+        return [engine(p) for p in plans]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ReDiEngine:
         return self  # nothing in it evolves, and its rows stay on the disk: a copied pipeline shares it

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -95,11 +95,13 @@ class Interception:
         pipe: the pipeline; its class, its scheduler and some of its methods are stood in for.
         scheduler: the scheduler to run with; it is changed in place, so hand over a copy of its own.
         listener: who decides.
+        others: further schedulers that the listener may put in the scheduler's place.
     """
 
     pipe: Any
     scheduler: Any
     listener: Listener
+    others: Sequence[Any] = ()
     start: Start | None = None  # while the pipeline prepares its latents and no noise was heard of yet
     _class: type = field(init=False)
     _scheduler: Any = field(init=False)
@@ -142,7 +144,8 @@ class Interception:
         self._before = {name: vars(pipe)[name] for name in _IN_PIPELINE if name in vars(pipe)}
         vars(pipe)[_SLOT] = self
         pipe.scheduler = self.scheduler
-        for owner, stand_ins in ((self.scheduler, _IN_SCHEDULER), (pipe, _IN_PIPELINE)):
+        schedulers = [(scheduler, _IN_SCHEDULER) for scheduler in (self.scheduler, *self.others)]
+        for owner, stand_ins in (*schedulers, (pipe, _IN_PIPELINE)):
             for name, stand_in in stand_ins.items():
                 if (proceed := getattr(owner, name, None)) is not None:
                     setattr(owner, name, functools.wraps(proceed)(functools.partial(stand_in, self, proceed)))
@@ -155,7 +158,7 @@ class Interception:
         for name in (*_IN_PIPELINE, _SLOT):
             vars(pipe).pop(name, None)
         vars(pipe).update(self._before)
-        if pipe.scheduler is self.scheduler:  # another one was put there since: it stays
+        if any(pipe.scheduler is own for own in (self.scheduler, *self.others)):  # one put there since stays
             pipe.scheduler = self._scheduler
 
 

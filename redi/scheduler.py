@@ -21,6 +21,7 @@ from redi.serving import Server, in_context
 from redi.solvers import DiffusersSolver
 from redi.table import Key
 from redi.transports import Transport
+from redi.tuned import mark_of
 from redi.types import LeapReport
 
 _PER_CALL: Final = ("steps", "guidance", "guidance_rescale", "negative_prompt", "height", "width", "settings")
@@ -66,8 +67,7 @@ def enable(
         kb: the knowledge base.
         plan: the one to serve; None picks, at every call, the knowledge base's first plan of the steps asked for.
             With `max_error`, a call that asks for no steps gets the plan of the fewest calls whose error is allowed.
-        solver: whose steps are taken; None is the solver of the rows, or where every plan is coarse its
-            `for_coarse_steps`.
+        solver: whose steps are taken; None is the solver of the rows, and for a coarse plan its `for_coarse_steps`.
         transport: of every leap; None is `Defect()`, or `Value()` for a jump of a solver that Defect does not suit.
         combiner: how neighbours are weighed.
         retriever: how they are found; None is what suits the number of rows.
@@ -126,11 +126,11 @@ def enable(
         history=history,
         eight_bits=eight_bits,
     )
-    chosen = engines[0].solver
-    assert isinstance(chosen, DiffusersSolver)
-    scheduler = chosen.scheduler()
-    server = Server(engines, scheduler, loop_code(pipe), on_mismatch, on_miss, seed, parts=parts_of(pipe))
-    Interception(pipe, scheduler, server).install()
+    own = {mark_of(s): s.scheduler() for s in (e.solver for e in engines) if isinstance(s, DiffusersSolver)}
+    schedulers = [own[mark_of(e.solver)] for e in engines]
+    server = Server(engines, schedulers, loop_code(pipe), on_mismatch, on_miss, seed, parts=parts_of(pipe))
+    first, *others = own.values()
+    Interception(pipe, first, server, others).install()
 
 
 def disable(pipe: Any) -> None:

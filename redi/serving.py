@@ -31,7 +31,7 @@ class Server(Listener):
 
     Args:
         engines: of one knowledge base; of two with equal steps the first serves.
-        scheduler: the one the pipeline runs with.
+        schedulers: the one that the pipeline runs with for each engine; those of one solver share it.
         loop_code: of the pipeline's loop.
         on_mismatch: what a call with other settings gets.
         on_miss: what a sample without near rows gets; None is what its plan gives.
@@ -39,7 +39,7 @@ class Server(Listener):
     """
 
     engines: Sequence[ReDiEngine]
-    scheduler: Any
+    schedulers: Sequence[Any]
     loop_code: Any
     on_mismatch: Literal["error", "plain"]
     on_miss: OnMiss | None
@@ -93,7 +93,7 @@ class Server(Listener):
             return out
         finally:
             self.run = None
-            self.scheduler.timesteps = self.scheduler.timesteps.as_subclass(Tensor)  # a jump's know their run
+            run.scheduler.timesteps = run.scheduler.timesteps.as_subclass(Tensor)  # a jump's know their run
 
     def unchanged(self, pipe: Any) -> None:
         """Refuse a pipeline some part of which was put in another's place since redi was enabled.
@@ -101,10 +101,10 @@ class Server(Listener):
         Raises:
             InvalidInputError: names it.
         """
-        if pipe.scheduler is not self.scheduler:
+        if all(pipe.scheduler is not own for own in self.schedulers):
             raise InvalidInputError(
                 f"the pipeline's scheduler became {type(pipe.scheduler).__name__} while redi serves it with a "
-                f"{type(self.scheduler).__name__} of its own; call redi.disable(pipe) first, then set the scheduler"
+                f"{type(self.schedulers[0]).__name__} of its own; call redi.disable(pipe) first, then set the scheduler"
             )
         now = parts_of(pipe)
         before, self.parts = self.parts or now, self.parts or now
@@ -116,12 +116,14 @@ class Server(Listener):
 
     def begin(self, pipe: Any, engine: ReDiEngine | None, arguments: dict[str, Any]) -> Run:
         """The run of a call."""
+        which = next((i for i, e in enumerate(self.engines) if e is engine), 0)
+        pipe.scheduler = scheduler = self.schedulers[which]
         if engine is None:
-            return PlainRun(pipe, self.scheduler, arguments)
+            return PlainRun(pipe, scheduler, arguments)
         if engine.plan.own_grid:
-            return CoarseRun(pipe, self.scheduler, arguments, engine=engine, on_miss=self.on_miss or "plain")
+            return CoarseRun(pipe, scheduler, arguments, engine=engine, on_miss=self.on_miss or "plain")
         on_miss = self.on_miss or "full"
-        return JumpRun(pipe, self.scheduler, arguments, engine=engine, on_miss=on_miss, loop_code=self.loop_code)
+        return JumpRun(pipe, scheduler, arguments, engine=engine, on_miss=on_miss, loop_code=self.loop_code)
 
     def noise(self, drawn: Tensor, start: Start) -> Tensor:
         """Replace drawn noise by the bank's; recognise noise that was passed."""

@@ -641,6 +641,31 @@ def test_the_solver_may_be_chosen_and_a_jump_has_that_of_its_rows(tmp_path: Path
     assert [e.solver.identity() for e in redi.ReDiEngine.serving(jump)] == [rows.identity()]
 
 
+def test_every_plan_has_the_solver_that_suits_it(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "dpm")
+    stock = pipe.scheduler
+    kb = knowledge_base(pipe, tmp_path, "coarse:4/18+coarse:16/18+jump:4:8/18")
+    alone = {}
+    for engine in redi.ReDiEngine.serving(kb):
+        redi.enable(pipe, kb, plan=engine.plan)
+        alone[engine.plan.steps] = latents(pipe, num_inference_steps=engine.plan.steps)
+        redi.disable(pipe)
+    redi.enable(pipe, kb)
+    solvers = {}
+    for steps in (16, 4, 18, 16):
+        assert torch.equal(latents(pipe, num_inference_steps=steps), alone[steps])
+        said = redi.report(pipe)
+        assert said.plan.partition(":")[0] == ("jump" if steps == 18 else "coarse")
+        solvers[steps] = (said.solver, pipe.scheduler.config.solver_order)
+    assert solvers[4] == ("DEISMultistepScheduler", 2)
+    assert solvers[16] == ("DPMSolverMultistepScheduler", 3)
+    assert solvers[18] == ("DPMSolverMultistepScheduler", stock.config.solver_order)
+    copied = copy.deepcopy(pipe)
+    assert torch.equal(latents(copied, num_inference_steps=4), alone[4])
+    redi.disable(pipe)
+    assert pipe.scheduler is stock
+
+
 def test_of_plans_with_equal_steps_the_first_is_served(tmp_path: Path) -> None:
     pipe = with_scheduler(pipeline(), "dpm")
     kb = knowledge_base(pipe, tmp_path, "jump:3:7/12+jump:3:9/12")

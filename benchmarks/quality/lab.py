@@ -36,9 +36,6 @@ PLANS: Final[Mapping[int, str]] = {
 """Calls → where they are made. Up to 6 they were moved one by one until nothing improved; beyond, that brings
 little (`… quality grids`)."""
 
-COARSE: Final = "deis-karras"
-"""Whose coarse steps are corrected."""
-
 LEVELS: Final = "karras"
 """Noise levels of rows, where nothing else is said."""
 
@@ -141,6 +138,11 @@ def fine(levels: str = LEVELS) -> Way:
     return Way("fine", f"dpmsolver++-{levels}", STEPS)
 
 
+def coarse(calls: int, levels: str = LEVELS) -> str:
+    """Whose coarse steps are corrected: by default what suits so many calls."""
+    return f"{'deis' if calls < 16 else 'dpmsolver++3'}-{levels}"
+
+
 def evenly(calls: int) -> str:
     """So many calls spread evenly over the fine steps."""
     return at([round(i * STEPS / calls) for i in range(calls)])
@@ -154,7 +156,7 @@ def at(places: Sequence[int]) -> str:
 def served(calls: int, name: str = "redi", rows: str = "rows", **changes: Any) -> Way:
     """The best known way with so many calls, or one that differs from it."""
     given: dict[str, Any] = {
-        "solver": COARSE,
+        "solver": coarse(calls),
         "steps": STEPS,
         "plan": changes.get("plan") or PLANS[calls],
         "transport": Defect(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from benchmarks.paper.measures import Judge
 from benchmarks.paper.settings import Settings, spread
 from benchmarks.paper.ways import Way
 from benchmarks.quality import plain
-from benchmarks.quality.lab import COARSE, LEVELS, PLANS, STEPS, Lab, at, evenly, fine, served
+from benchmarks.quality.lab import LEVELS, PLANS, STEPS, Lab, at, coarse, evenly, fine, served
 from redi import NNLS, Affine, Combiner, Kriging, LeastSquares, Nearest, Plan, zoo
 from redi.metrics import latent_error
 
@@ -32,6 +33,8 @@ AWAY: Final = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 FEWER: Final = 1024
 """Rows of a noise that places are moved on: every try derives a table."""
 SIZES: Final = (100, 300, 1000, 3000)  # and all
+RIVALS: Final = {"deis-karras": 0, "deis-linspace": 0, "unipc-karras": 12, "dpmsolver++3-karras": 12}
+"""The plain solvers that `frontier` finds best, and from how many calls."""
 SCALES: Final = ((1.5, "karras"), (3.0, "karras"), (6.0, "karras"), (6.0, "linspace"))  # with noise levels of the rows
 GPU_HOURS_BUY: Final = 100_000  # rows: the size to which the rows' curve is extrapolated
 
@@ -77,7 +80,7 @@ def one_noise(settings: Settings, pipe: Any, **more: Any) -> Lab:
 
 def budgets(settings: Settings) -> tuple[int, ...]:
     """Calls that studies look at."""
-    return (5,) if settings.quick else (5, 8)
+    return (5,) if settings.quick else (5, 8, 16)
 
 
 # --- choices --------------------------------------------------------------------------------------------------------
@@ -107,6 +110,7 @@ def changed(calls: int) -> list[Way]:
         NNLS(),
         *(Kriging(g) for g in (0.03, 0.3, 1.0)),
     ]
+    solvers = ("deis-karras", plain.FINE, "dpmsolver++3-karras", "unipc-karras")
     return [
         way(USUAL),
         *(way(repr(c), combiner=c) for c in combiners),
@@ -114,8 +118,7 @@ def changed(calls: int) -> list[Way]:
         *(way(f"H = {h}", neighbors=h) for h in (4, 16, 256, 1024)),
         way("equal weights of all rows", combiner=Equal(), neighbors=1 << 20),
         way("without rows", neighbors=0),
-        way("coarse steps of DPM-Solver++", solver=plain.FINE),
-        way("coarse steps of UniPC", solver="unipc-karras"),
+        *(way(f"coarse steps of {s}", solver=s) for s in solvers if s != coarse(calls)),
         way("found by the prompt", key="prompt"),
         way("found at the first two leaps", retrieve_at=(0, 1)),
         way("found at every leap", retrieve_at=tuple(range(calls))),
@@ -177,7 +180,7 @@ def noises(settings: Settings, pipe: Any) -> dict[str, Any]:
 
 def plainly(calls: int) -> Way:
     """The best plain solver of a budget."""
-    name = PLAINLY.get(calls, COARSE)
+    name = PLAINLY.get(calls, "deis-karras")
     return Way(f"plain {name} {calls}", name, calls)
 
 
@@ -193,9 +196,9 @@ def guidance(settings: Settings, pipe: Any) -> dict[str, Any]:
         for away in (0.0, 1.0):
             lab = one_noise(settings, pipe, guidance=scale, away=away, levels=levels)
             kb = lab.rows(f"guidance-{scale:g}-{levels}", min(2048, settings.rows))
-            others = [Way(f"plain {s} {n}", s, n) for n in calls for s in (COARSE, "deis-linspace")]
-            here = {} if levels == LEVELS else {"solver": f"deis-{levels}"}
-            where = [here if levels == LEVELS else here | {"plan": evenly(n)} for n in calls]
+            others = [Way(f"plain {s} {n}", s, n) for n in calls for s in RIVALS if n >= RIVALS[s]]
+            here = {} if levels == LEVELS else {"plan": evenly, "solver": functools.partial(coarse, levels=levels)}
+            where = [{field: of(n) for field, of in here.items()} for n in calls]
             # from noise of nobody's bank the pipeline is the plain solver: no row can be near
             ours = [served(n, **w, **({"neighbors": 0} if away else {})) for n, w in zip(calls, where, strict=True)]
             ways = [*ours, *others]

@@ -14,7 +14,7 @@ from benchmarks.paper.common import Made
 from benchmarks.paper.settings import caption, spread
 from benchmarks.paper.ways import Way
 from benchmarks.quality import plain
-from benchmarks.quality.lab import COARSE, Lab
+from benchmarks.quality.lab import Lab, coarse
 from redi import Affine, Defect, KnowledgeBase, Kriging, LeastSquares, Residual, Transport, Value, zoo
 from redi.combiners import Combiner
 from redi.types import Rows
@@ -102,7 +102,7 @@ class TheoryWorld(Lab):
                         way = Way(name, plain.FINE, STEPS, "rows", plan, transport, combiner, h, most=size)
                         found.append(Cell(name, k, v, h, most, way))
                 for calls in (4, 8) if self.settings.quick else PLANS:
-                    way = Way(CORRECTED, COARSE, STEPS, "rows", PLANS[calls], Defect(), Kriging(), h, most=size)
+                    way = Way(CORRECTED, coarse(calls), STEPS, "rows", PLANS[calls], Defect(), Kriging(), h, most=size)
                     found.append(Cell(CORRECTED, 0, STEPS, h, most, way))
         return found
 

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast, final
+from typing import Any, Final, cast, final
 
 import diffusers
 import numpy as np
@@ -21,6 +21,8 @@ from redi.solvers.base import SolverAdapter, SolverState
 from redi.solvers.grids import check_replayable, schedule_of, spec_of
 from redi.solvers.live import advance, install, no_history, require_grid, restore, snapshot, stepping
 from redi.solvers.specs import find_spec
+
+_THIRD_ORDER_FROM: Final = 16  # calls, from which long steps are short enough for it
 
 __all__ = ["DiffusersSolver", "advance", "install", "require_grid", "restore", "schedule_of", "snapshot", "stepping"]
 
@@ -111,16 +113,18 @@ class DiffusersSolver(SolverAdapter):
         """Whether a step consumes the sample it is given and works on any grid, as a coarse plan needs."""
         return find_spec(self.name).coarse
 
-    def for_coarse_steps(self, steps: int) -> DiffusersSolver:
-        """The solver whose long steps are nearest to `steps` short ones of this: DEIS for DPM-Solver++ of a diffusion.
+    def for_coarse_steps(self, steps: int, calls: int) -> DiffusersSolver:
+        """The solver whose `calls` long steps are nearest to `steps` short ones of this.
 
-        Corrected by the same rows, DEIS came nearer to the fine solve: see `python -m benchmarks.quality choices`. Any
-        other solver is its own.
+        For DPM-Solver++ of a diffusion that is DEIS where calls are few, and its own third order where they are many:
+        corrected by the same rows, each came nearest to the fine solve there (`python -m benchmarks.quality choices`).
+        Any other solver is its own.
         """
         own = self._scheduler.config
         if self.name != "DPMSolverMultistepScheduler" or own.prediction_type == "flow_prediction":
             return self
-        other = DiffusersSolver.of(DEISMultistepScheduler.from_config(own, solver_order=2), self.timetable)
+        kind, order = (DEISMultistepScheduler, 2) if calls < _THIRD_ORDER_FROM else (type(self._scheduler), 3)
+        other = DiffusersSolver.of(kind.from_config(own, solver_order=order), self.timetable)
         return other if self.schedule(steps).meets(other.schedule(steps)) else self
 
     def schedule(self, steps: int) -> Grid:
