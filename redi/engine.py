@@ -109,8 +109,8 @@ class ReDiEngine:
             max_error: error that may be expected of a sample that leaps, as a fraction of the plain solver's at the
                 same number of calls; needs a tuned plan.
             choices: the other fields of an engine; None leaves one open. The solver is that of the rows, and for a
-                coarse plan its `for_coarse_steps`. The transport of a plan that is not tuned is `Defect()`, or `Value()`
-                for a solver that Defect does not suit.
+                coarse plan its `for_coarse_steps`. The transport of a plan that is not tuned is `Defect()`, or
+                `Value()` for a solver that Defect does not suit.
 
         Raises:
             InvalidInputError: `max_error` for a plan that is not tuned, or that is served otherwise than it was tuned.
