@@ -57,8 +57,8 @@ class Archive:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not (about := path.parent / "about.json").exists():
-                files.write(about, files.dump(files.encode(self._identity, "evaluation")))
-            files.write(path, save(tensors))
+                files.write(about, files.dump(files.encode(self._identity, "evaluation")), shared=True)
+            files.write(path, save(tensors), shared=True)
         except OSError as e:
             raise KnowledgeBaseError(
                 f"{path} cannot be written ({e.strerror}); finished batches are safe, the same command goes on"

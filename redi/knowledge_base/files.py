@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import stat
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -119,13 +120,15 @@ def digest_file(path: Path) -> str:
 
 
 @contextmanager
-def replacing(path: Path, *, durable: bool = True) -> Generator[Path, None, None]:
+def replacing(path: Path, *, durable: bool = True, shared: bool = False) -> Generator[Path, None, None]:
     """A temporary path in the same folder, put in the place of `path` when the block ends well.
 
     A reader sees the old file or the whole new one, also after a power cut: the content reaches the disk before the
-    name does (unless `durable` is false). Nothing stays behind when the block raises.
+    name does (unless `durable` is false). Nothing stays behind when the block raises. Where other processes may write
+    the same file (`shared`), the temporary path is this call's own.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
+    own = f".{secrets.token_hex(4)}" if shared else ""
+    temporary = path.with_name(path.name + own + TEMPORARY)
     try:
         yield temporary
         if durable:
@@ -139,9 +142,9 @@ def replacing(path: Path, *, durable: bool = True) -> Generator[Path, None, None
         sync(path.parent)
 
 
-def write(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Replace `path` with `data`, whole or not at all."""
-    with replacing(path, durable=durable) as temporary:
+def write(path: Path, data: bytes, *, durable: bool = True, shared: bool = False) -> None:
+    """Replace `path` with `data`, whole or not at all; arguments as for `replacing`."""
+    with replacing(path, durable=durable, shared=shared) as temporary:
         temporary.write_bytes(data)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redi.errors import FingerprintMismatchError, InvalidInputError, KnowledgeBaseError
-from redi.knowledge_base import KnowledgeBase, Writer, verify
+from redi.knowledge_base import KnowledgeBase, Writer, files, verify
 from redi.types import Rows
 from tests.knowledge_base.samples import config, leaves, make, rows, same
 
@@ -410,3 +411,12 @@ def test_another_process_is_refused_then_killed_then_continued(tmp_path: Path) -
     kb = KnowledgeBase.open(tmp_path)
     assert kb.verify().ok
     assert same(kb.gather(torch.arange(count + 1)), rows(of, 0, count + 1), of.dtype)
+
+
+def test_a_file_that_all_ranks_write_is_whole_whoever_wins(tmp_path: Path) -> None:
+    path = tmp_path / "about.json"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: files.write(path, bytes([i]) * 4096, durable=False, shared=True), range(200)))
+    assert len(path.read_bytes()) == 4096
+    assert len(set(path.read_bytes())) == 1
+    assert list(tmp_path.iterdir()) == [path]
