@@ -191,7 +191,7 @@ def account(rows: int) -> Cost:
     """Calls, as `redi info` counts them."""
     solver, plan = served()
     fine = Route.lay(check(plan, Defect(), solver), solver.schedule(plan.fine))
-    coarse = solver.for_coarse_steps(plan.fine, plan.steps)
+    coarse = solver.for_coarse_steps(plan.fine, plan.steps, guidance=7.5)
     route = Route.lay(check(plan, Defect(), coarse), coarse.schedule(plan.fine))
     return Cost(rows, needs(fine, solver).last, route.nfe, route.nfe_full)
 

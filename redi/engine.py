@@ -125,7 +125,7 @@ class ReDiEngine:
 
         def engine(plan: Plan) -> ReDiEngine:
             usual: dict[str, Any] = {
-                "solver": solver.for_coarse_steps(mark.steps, plan.steps) if plan.own_grid else solver,
+                "solver": solver.for_coarse_steps(mark.steps, plan.steps, mark.guidance) if plan.own_grid else solver,
                 "transport": Defect() if solver.suits_coarse else Value(),
             }
             served: SolverAdapter = given.get("solver", usual["solver"])

@@ -138,9 +138,9 @@ def fine(levels: str = LEVELS) -> Way:
     return Way("fine", f"dpmsolver++-{levels}", STEPS)
 
 
-def coarse(calls: int, levels: str = LEVELS) -> str:
-    """Whose coarse steps are corrected: by default what suits so many calls."""
-    return f"{'deis' if calls < 16 else 'dpmsolver++3'}-{levels}"
+def coarse(calls: int, guidance: float = bundled.GUIDANCE, levels: str = LEVELS) -> str:
+    """Whose coarse steps are corrected, as `DiffusersSolver.for_coarse_steps` chooses them."""
+    return f"{'dpmsolver++3' if calls >= 16 and guidance <= 3 else 'deis'}-{levels}"
 
 
 def evenly(calls: int) -> str:

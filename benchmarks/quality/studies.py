@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -197,8 +196,9 @@ def guidance(settings: Settings, pipe: Any) -> dict[str, Any]:
             lab = one_noise(settings, pipe, guidance=scale, away=away, levels=levels)
             kb = lab.rows(f"guidance-{scale:g}-{levels}", min(2048, settings.rows))
             others = [Way(f"plain {s} {n}", s, n) for n in calls for s in RIVALS if n >= RIVALS[s]]
-            here = {} if levels == LEVELS else {"plan": evenly, "solver": functools.partial(coarse, levels=levels)}
-            where = [{field: of(n) for field, of in here.items()} for n in calls]
+            where = [
+                {"solver": coarse(n, scale, levels), "plan": PLANS[n] if levels == LEVELS else evenly(n)} for n in calls
+            ]
             # from noise of nobody's bank the pipeline is the plain solver: no row can be near
             ours = [served(n, **w, **({"neighbors": 0} if away else {})) for n, w in zip(calls, where, strict=True)]
             ways = [*ours, *others]

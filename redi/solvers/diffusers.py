@@ -23,6 +23,7 @@ from redi.solvers.live import advance, install, no_history, require_grid, restor
 from redi.solvers.specs import find_spec
 
 _THIRD_ORDER_FROM: Final = 16  # calls, from which long steps are short enough for it
+_THIRD_ORDER_UP_TO: Final = 3.0  # guidance scale; at 6 it was worse than DEIS at 16 calls
 
 __all__ = ["DiffusersSolver", "advance", "install", "require_grid", "restore", "schedule_of", "snapshot", "stepping"]
 
@@ -113,17 +114,19 @@ class DiffusersSolver(SolverAdapter):
         """Whether a step consumes the sample it is given and works on any grid, as a coarse plan needs."""
         return find_spec(self.name).coarse
 
-    def for_coarse_steps(self, steps: int, calls: int) -> DiffusersSolver:
+    def for_coarse_steps(self, steps: int, calls: int, guidance: float) -> DiffusersSolver:
         """The solver whose `calls` long steps are nearest to `steps` short ones of this.
 
-        For DPM-Solver++ of a diffusion that is DEIS where calls are few, and its own third order where they are many:
-        corrected by the same rows, each came nearest to the fine solve there (`python -m benchmarks.quality choices`).
-        Any other solver is its own.
+        For DPM-Solver++ of a diffusion that is DEIS; and where calls are many and guidance is weak its own third order,
+        which strong guidance makes unstable (Lu et al. 2022, DPM-Solver++, advise order 2 there). Corrected by the same
+        rows, each came nearest to the fine solve there (`python -m benchmarks.quality choices guidance`). Any other
+        solver is its own.
         """
         own = self._scheduler.config
         if self.name != "DPMSolverMultistepScheduler" or own.prediction_type == "flow_prediction":
             return self
-        kind, order = (DEISMultistepScheduler, 2) if calls < _THIRD_ORDER_FROM else (type(self._scheduler), 3)
+        third = calls >= _THIRD_ORDER_FROM and guidance <= _THIRD_ORDER_UP_TO
+        kind, order = (type(self._scheduler), 3) if third else (DEISMultistepScheduler, 2)
         other = DiffusersSolver.of(kind.from_config(own, solver_order=order), self.timetable)
         return other if self.schedule(steps).meets(other.schedule(steps)) else self
 

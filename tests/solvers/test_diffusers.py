@@ -536,18 +536,19 @@ def test_a_leap_cannot_begin_inside_a_singlestep_step():
 @pytest.mark.parametrize(("steps", "calls"), [(12, 4), (40, 8), (40, 20)])
 def test_whoever_takes_the_coarse_steps_passes_the_same_samples(label, steps, calls):
     solver = DiffusersSolver.of(make(label))
-    other = solver.for_coarse_steps(steps, calls)
+    other = solver.for_coarse_steps(steps, calls, guidance=1.0)
     assert solver.schedule(steps).meets(other.schedule(steps))
     assert other.schedule(steps).prediction == solver.schedule(steps).prediction
     assert other is solver or solver.name == "DPMSolverMultistepScheduler"
 
 
 @pytest.mark.parametrize("spaced", [{}, {"use_karras_sigmas": True}, {"timestep_spacing": "trailing"}])
-def test_deis_takes_the_long_steps_of_dpmsolver_and_its_third_order_the_shorter_ones(spaced):
+def test_deis_takes_the_long_steps_of_dpmsolver_and_its_third_order_the_shorter_ones_of_weak_guidance(spaced):
     solver = DiffusersSolver.of(diffusers.DPMSolverMultistepScheduler(**spaced))
-    assert {solver.for_coarse_steps(48, n).name for n in (3, 8, 12)} == {"DEISMultistepScheduler"}
+    few, guided = ((n, 3.0) for n in (3, 8, 12)), ((n, 7.5) for n in (8, 16, 24))
+    assert {solver.for_coarse_steps(48, *given).name for given in (*few, *guided)} == {"DEISMultistepScheduler"}
     for calls in (16, 24):
-        other = solver.for_coarse_steps(48, calls)
+        other = solver.for_coarse_steps(48, calls, 3.0)
         assert (other.name, other.config["solver_order"]) == ("DPMSolverMultistepScheduler", 3)
         assert dict(other.config) | {"solver_order": 2} == dict(solver.config)
 
