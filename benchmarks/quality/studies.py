@@ -25,8 +25,8 @@ from redi import NNLS, Affine, Combiner, Kriging, LeastSquares, Nearest, Plan, z
 from redi.metrics import latent_error
 
 COMPARED: Final = ("frechet_latents", "latent_error", "text_score")
-PLAINLY: Final[Mapping[int, str]] = {4: "deis-linspace", 5: "deis-linspace", 6: "deis-karras", 8: "deis-karras"}
-"""The best plain solver of a budget as `frontier` finds it; above, DEIS on Karras levels too."""
+PLAINLY: Final[Mapping[int, str]] = {5: "deis-linspace", 8: "deis-karras", 16: "unipc-karras"}
+"""The best plain solver of a budget as `frontier` finds it."""
 USUAL: Final = "as it is"
 AWAY: Final = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 FEWER: Final = 1024
@@ -179,8 +179,7 @@ def noises(settings: Settings, pipe: Any) -> dict[str, Any]:
 
 def plainly(calls: int) -> Way:
     """The best plain solver of a budget."""
-    name = PLAINLY.get(calls, "deis-karras")
-    return Way(f"plain {name} {calls}", name, calls)
+    return Way(f"plain {PLAINLY[calls]} {calls}", PLAINLY[calls], calls)
 
 
 # --- guidance -------------------------------------------------------------------------------------------------------
