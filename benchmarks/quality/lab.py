@@ -145,7 +145,7 @@ def coarse(calls: int, guidance: float = bundled.GUIDANCE, levels: str = LEVELS)
 
 def evenly(calls: int) -> str:
     """So many calls spread evenly over the fine steps."""
-    return at([round(i * STEPS / calls) for i in range(calls)])
+    return f"coarse:{calls}/{STEPS}"
 
 
 def at(places: Sequence[int]) -> str:

@@ -22,10 +22,10 @@ from redi.solvers.grids import check_replayable, schedule_of, spec_of
 from redi.solvers.live import advance, install, no_history, require_grid, restore, snapshot, stepping
 from redi.solvers.specs import find_spec
 
+__all__ = ["DiffusersSolver", "advance", "install", "require_grid", "restore", "schedule_of", "snapshot", "stepping"]
+
 _THIRD_ORDER_FROM: Final = 16  # calls, from which long steps are short enough for it
 _THIRD_ORDER_UP_TO: Final = 3.0  # guidance scale; at 6 it was worse than DEIS at 16 calls
-
-__all__ = ["DiffusersSolver", "advance", "install", "require_grid", "restore", "schedule_of", "snapshot", "stepping"]
 
 
 @final

@@ -539,7 +539,8 @@ def test_whoever_takes_the_coarse_steps_passes_the_same_samples(label, steps, ca
     other = solver.for_coarse_steps(steps, calls, guidance=1.0)
     assert solver.schedule(steps).meets(other.schedule(steps))
     assert other.schedule(steps).prediction == solver.schedule(steps).prediction
-    assert other is solver or solver.name == "DPMSolverMultistepScheduler"
+    whose = "DEISMultistepScheduler" if calls < 16 else "DPMSolverMultistepScheduler"
+    assert other is solver or (solver.name, other.name) == ("DPMSolverMultistepScheduler", whose)
 
 
 @pytest.mark.parametrize("spaced", [{}, {"use_karras_sigmas": True}, {"timestep_spacing": "trailing"}])
