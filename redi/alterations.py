@@ -36,8 +36,7 @@ def adapters(pipe: Any, parts: Iterable[torch.nn.Module]) -> tuple[str, ...]:
 
 def precision(net: Any) -> str:
     """The dtype a network computes in, and in what else its weights are stored."""
-    own = (p for module in net.modules() for p in module._parameters.values() if p is not None)
-    looked_at = list(islice(own, _LOOKED_AT))  # `net.parameters()` would put together their names, too
+    looked_at = list(islice(_parameters(net), _LOOKED_AT))
     stored = sorted({kind for p in looked_at if (kind := _small(p))})
     plain = looked_at and not stored and looked_at[0].is_floating_point()
     if plain and not getattr(net, "_keep_in_fp32_modules", None):
@@ -58,6 +57,15 @@ def plain_tensors(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.
 def name_of(dtype: torch.dtype) -> str:
     """`float32` of `torch.float32`."""
     return str(dtype).removeprefix("torch.")
+
+
+def _parameters(net: Any) -> Iterator[torch.Tensor]:
+    """Every parameter, a module's own before those of its parts; `net.parameters()` puts names together for each."""
+    waiting: list[Any] = [net]
+    while waiting:
+        module = waiting.pop()
+        yield from (p for p in module._parameters.values() if p is not None)
+        waiting.extend(part for part in reversed(module._modules.values()) if part is not None)
 
 
 def _small(p: torch.Tensor) -> str:

@@ -126,7 +126,7 @@ class Kriging(Combiner):
 
     def weights(self, keys: Float[Tensor, "b k d"], query: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
         """The kriging weights; they sum to one."""
-        return _cast(ordinary_kriging(_float64(keys).mT, _float64(query), self.nugget), query)
+        return _cast(ordinary_kriging(_off_mps(keys), _off_mps(query), self.nugget), query)
 
 
 def combine(weights: Float[Tensor, "b k"], values: Float[Tensor, "b k *s"]) -> Float[Tensor, "b *s"]:
@@ -177,31 +177,35 @@ def affine_least_squares(
     return 1 / k + (u - u.mean(-1, keepdim=True))  # rounding left a sum of about 1e-16 · max|u|
 
 
-def ordinary_kriging(K: Float64[Tensor, "b d k"], q: Float64[Tensor, "b d"], nugget: float) -> Float64[Tensor, "b k"]:
+def ordinary_kriging(keys: Float[Tensor, "b k d"], q: Float[Tensor, "b d"], nugget: float) -> Float64[Tensor, "b k"]:
     """argmin_w wᵀ C w − 2 wᵀ c s.t. 1ᵀw = 1, with C = exp(−‖K_i − K_j‖²/ℓ²) + nugget I and c = exp(−‖q − K_i‖²/ℓ²).
 
     All eigenvalues of C lie between nugget and k + nugget, so it may be inverted as it is.
     """
-    k = K.shape[-1]
-    points = torch.cat([K.mT, q[:, None]], 1)  # one point after the other, as they lie in memory
-    points /= _largest(points)[:, None, None]  # squares cannot overflow
-    points -= points[:, :k].mean(1, keepdim=True)
-    between = _squared_distances(points)
+    k = keys.shape[1]
+    between = _squared_distances(torch.cat([keys, q[:, None]], 1))
     scale = between[:, :k, :k].sum((-2, -1), keepdim=True) / max(1, k * (k - 1))
     scale = torch.where(scale > 0, scale, 1)
-    ones = K.new_ones(len(K), k, 1)
     covariance = torch.exp(-between / scale)
-    C, c = covariance[:, :k, :k] + nugget * torch.eye(k, dtype=K.dtype, device=K.device), covariance[:, :k, k:]
-    w, one = torch.cholesky_solve(torch.cat([c, ones], -1), torch.linalg.cholesky(C)).unbind(-1)
+    C, c = covariance[:, :k, :k], covariance[:, :k, k:]
+    C.diagonal(dim1=-2, dim2=-1).add_(nugget)
+    w, one = torch.cholesky_solve(torch.cat([c, torch.ones_like(c)], -1), torch.linalg.cholesky(C)).unbind(-1)
     w = w + one * ((1 - w.sum(-1)) / one.sum(-1))[:, None]
     return 1 / k + (w - w.mean(-1, keepdim=True))  # they sum to one already, up to rounding
 
 
-def _squared_distances(points: Float64[Tensor, "b k d"]) -> Float64[Tensor, "b k k"]:
-    """‖x_i − x_j‖² of points about their mean, where the products cancel no digits that the points have."""
-    gram = points @ points.mT
+def _squared_distances(points: Float[Tensor, "b k d"]) -> Float64[Tensor, "b k k"]:
+    """‖x_i − x_j‖² in float64, in a unit of each sample's own.
+
+    They are seen from the first point, among its neighbours: there the products cancel no digits that the points have.
+    """
+    if points.dtype == torch.float64:
+        points, _ = _unit(points)  # squares cannot overflow, as those of shorter floats never do
+    seen = points.double()
+    seen.sub_(seen[:, :1].clone())
+    gram = seen @ seen.mT
     squares = gram.diagonal(dim1=-2, dim2=-1)
-    return (squares[:, :, None] - 2 * gram + squares[:, None]).clamp(min=0)
+    return torch.add(squares[:, :, None], squares[:, None]).sub_(gram, alpha=2).clamp_(min=0)
 
 
 def nonnegative_least_squares(
@@ -297,7 +301,12 @@ def _solve_on(A: Float64[ndarray, "m k"], y: Float64[ndarray, " m"], passive: nd
 
 
 def _float64(x: Tensor) -> Tensor:
-    return (x.cpu() if x.device.type == "mps" else x).detach().double()  # mps has no float64
+    return _off_mps(x).double()
+
+
+def _off_mps(x: Tensor) -> Tensor:
+    """Without a gradient, and where there is float64."""
+    return (x.cpu() if x.device.type == "mps" else x).detach()
 
 
 def _cast(w: Tensor, query: Tensor) -> Tensor:

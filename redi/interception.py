@@ -194,7 +194,7 @@ def active(pipe: Any) -> Interception | None:
 
 @functools.cache
 def _calling_us(cls: type) -> type:
-    """A class like `cls` (same name, so that saving works) whose instances hand their calls to their listener."""
+    """A class like `cls` whose instances hand their calls to their listener, and are saved as what they were before."""
     proceed: Callable[..., Any] = cls.__call__
     signature = inspect.signature(proceed)
 
@@ -207,9 +207,16 @@ def _calling_us(cls: type) -> type:
         arguments |= arguments.pop("kwargs", {})
         return vars(pipe)[_SLOT].listener.call(pipe, functools.partial(proceed, pipe), arguments, given)
 
-    return type(
-        cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    )
+    def save_pretrained(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+        serving, pipe.scheduler = pipe.scheduler, vars(pipe)[_SLOT]._scheduler
+        try:
+            return cls.save_pretrained(pipe, *args, **kwargs)  # type: ignore[attr-defined]
+        finally:
+            pipe.scheduler = serving
+
+    ours = {"__call__": call, "save_pretrained": functools.wraps(cls.save_pretrained)(save_pretrained)}  # type: ignore[attr-defined]
+    named = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}  # what is saved says what to load
+    return type(cls.__name__, (cls,), ours | named)
 
 
 def _step(

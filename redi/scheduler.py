@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, get_args
 
@@ -79,7 +80,8 @@ def enable(
         retrieve_at: leaps at which they are looked up; in between the last ones serve.
         history: of the solver after a jump.
         eight_bits: whether the defects of coarse plans are kept in int8, half the bytes of float16.
-        on_mismatch: what a call with other settings than the knowledge base's gets: an error, or the plain solver.
+        on_mismatch: what a call with other settings than the knowledge base's gets: an error, or (`plain`) what the
+            pipeline gives without redi.
         on_miss: what a sample gets that the gate shuts out: `plain`, the solver without memory at the same number of
             calls (a coarse plan's default); `full`, every fine step (a jump's default); `nearest`, the nearest row all
             the same; or `error`.
@@ -126,11 +128,11 @@ def enable(
         history=history,
         eight_bits=eight_bits,
     )
-    own = {mark_of(s): s.scheduler() for s in (e.solver for e in engines) if isinstance(s, DiffusersSolver)}
-    schedulers = [own[mark_of(e.solver)] for e in engines]
-    server = Server(engines, schedulers, loop_code(pipe), on_mismatch, on_miss, seed, parts=parts_of(pipe))
-    first, *others = own.values()
-    Interception(pipe, first, server, others).install()
+    made = {mark_of(s): s.scheduler() for s in (e.solver for e in engines) if isinstance(s, DiffusersSolver)}
+    schedulers, own = [made[mark_of(e.solver)] for e in engines], copy.deepcopy(pipe.scheduler)
+    server = Server(engines, schedulers, own, loop_code(pipe), on_mismatch, on_miss, seed, parts=parts_of(pipe))
+    first, *others = made.values()
+    Interception(pipe, first, server, (*others, own)).install()
 
 
 def disable(pipe: Any) -> None:

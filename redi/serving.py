@@ -32,6 +32,7 @@ class Server(Listener):
     Args:
         engines: of one knowledge base; of two with equal steps the first serves.
         schedulers: the one that the pipeline runs with for each engine; those of one solver share it.
+        own: like the pipeline's, for calls that no engine serves.
         loop_code: of the pipeline's loop.
         on_mismatch: what a call with other settings gets.
         on_miss: what a sample without near rows gets; None is what its plan gives.
@@ -40,6 +41,7 @@ class Server(Listener):
 
     engines: Sequence[ReDiEngine]
     schedulers: Sequence[Any]
+    own: Any
     loop_code: Any
     on_mismatch: Literal["error", "plain"]
     on_miss: OnMiss | None
@@ -101,7 +103,7 @@ class Server(Listener):
         Raises:
             InvalidInputError: names it.
         """
-        if all(pipe.scheduler is not own for own in self.schedulers):
+        if all(pipe.scheduler is not known for known in (*self.schedulers, self.own)):
             raise InvalidInputError(
                 f"the pipeline's scheduler became {type(pipe.scheduler).__name__} while redi serves it with a "
                 f"{type(self.schedulers[0]).__name__} of its own; call redi.disable(pipe) first, then set the scheduler"
@@ -116,8 +118,8 @@ class Server(Listener):
 
     def begin(self, pipe: Any, engine: ReDiEngine | None, arguments: dict[str, Any]) -> Run:
         """The run of a call."""
-        which = next((i for i, e in enumerate(self.engines) if e is engine), 0)
-        pipe.scheduler = scheduler = self.schedulers[which]
+        serving = {id(e): scheduler for e, scheduler in zip(self.engines, self.schedulers, strict=True)}
+        pipe.scheduler = scheduler = serving.get(id(engine), self.own)
         if engine is None:
             return PlainRun(pipe, scheduler, arguments)
         if engine.plan.own_grid:

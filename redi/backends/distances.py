@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 from numpy import ndarray
 
-_CLOSE: Final = 1 << 14  # elements looked at in one go, which the level-1 cache should hold
+_CLOSE: Final = 1 << 17  # elements looked at in one go, which the level-2 cache should hold
 
 
 def nearest(

@@ -18,6 +18,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from redi.backends.base import Retriever, at_least, needed
+from redi.backends.codes import Codes
 from redi.backends.distances import nearest
 from redi.backends.index import Index
 from redi.backends.keys import Keys, Stored, gathered
@@ -29,6 +30,8 @@ _NEAR: Final = 1 << 19  # bytes of a tile that is converted for one query, so th
 _USEFUL: Final = 2.0**-5  # a bound looser than this share of ‖y‖² tells few keys apart
 _SCORES: Final = 1 << 23  # approximate distances held at once
 _STRETCH: Final = 1 << 20  # elements converted to float64 at once
+_TRIED: Final = 4  # keys that codes are tried on, at least,
+_TYPICAL: Final = 64  # and neighbours that are looked for
 _COPIED: Final = 1 << 26  # bytes of a float32 copy of half-precision keys: it halves what a single query costs
 
 
@@ -37,7 +40,8 @@ _COPIED: Final = 1 << 26  # bytes of a float32 copy of half-precision keys: it h
 class ExactIndex(Index):
     """Keys as they were given, their centre, and their squared distances to it.
 
-    Half-precision keys that take at most 64 MB as float32 are held as that too, from the first search on.
+    From the first search on, eight-bit codes of them are held too where the processor multiplies such quickly; where it
+    does not, half-precision keys that take at most 64 MB as float32 are held as that.
 
     Args:
         keys: float16 or float32; may be a memory map.
@@ -73,6 +77,16 @@ class ExactIndex(Index):
         return float(self.norms.mean().sqrt())
 
     @cached_property
+    def _codes(self) -> Codes | None:
+        """Eight-bit codes, where they are quick and tell some of the keys themselves from the others."""
+        if not Codes.pay(self.keys):
+            return None
+        codes = Codes.of(self.keys, self.centre, self.norms)
+        n, k = len(self.keys), min(_TYPICAL, len(self.keys))
+        u = self.keys[:: max(1, n // _TRIED)].double() - self.centre.double()
+        return codes if few(within(*codes.compared(u), k), k) else None
+
+    @cached_property
     def _multiplied(self) -> Float[Tensor, "n d"]:
         """The keys as products read them."""
         return self.keys.float() if 4 * self.keys.numel() <= _COPIED else self.keys
@@ -95,12 +109,17 @@ class ExactIndex(Index):
     def _candidates(self, u: Float64[Tensor, "b d"], k: int) -> Tensor:
         """Mask (b, n) of all keys that can be among the k nearest, u = q − c.
 
-        Keys are multiplied as they lie, or seen from the centre where that leaves a bound too loose to be of use.
+        Keys are compared by their codes where that tells them apart; else multiplied as they lie; or seen from the
+        centre where that leaves a bound too loose to be of use.
         """
+        if self._codes is not None:
+            candidates = within(*self._codes.compared(u), k)
+            if few(candidates, k):
+                return candidates
         width = _LONGEST if len(u) == 1 else _WIDE
         if error_of_sums(self.keys.shape[1], width) * (self._offset + self._spread) <= _USEFUL * self._spread:
             candidates = self._candidates_by(u, k, width, centred=False)
-            if int(candidates.sum()) <= max(candidates.numel() // 8, 8 * k * len(u)):
+            if few(candidates, k):
                 return candidates
         return self._candidates_by(u, k, width, centred=True)
 
@@ -108,14 +127,12 @@ class ExactIndex(Index):
         """The same, from one pass over the keys.
 
         Up to a constant of the query, ‖q − x_i‖² is ‖x_i − c‖² − 2 u·x_i =: a_i, and u·(x_i − c) may stand for u·x_i.
-        A key is out if even the least value its a_i can have exceeds what at least k keys surely have.
         """
         products = self._products(u.float(), width, centred=centred).T
         a = torch.sub(self.norms, products.to(torch.float64, memory_format=torch.contiguous_format), alpha=2)
         offset = 0.0 if centred else self._offset
         tau = error_bound(self._lengths, u.norm(dim=1), self.keys.shape[1], width, offset, _input_rounding(u.device))
-        surely = torch.topk(a + tau, k, largest=False, sorted=False).values.amax(1, keepdim=True)
-        return a - tau <= surely
+        return within(a, tau, k)
 
     def _products(self, u: Float32[Tensor, "b d"], width: int, *, centred: bool) -> Float32[Tensor, "n b"]:
         """u·x_i, or u·(x_i − c), tile by tile; a tile that needs no arithmetic is used where it lies."""
@@ -207,6 +224,20 @@ class Exact(Retriever):
         return ExactIndex(
             shared.to(to), torch.from_numpy(centre).to(to), torch.from_numpy(norms).to(to), self.chunk_bytes
         )
+
+
+def within(a: Float64[Tensor, "b n"], tau: Float64[Tensor, "b n"], k: int) -> Tensor:
+    """Mask of all keys that can be among the k nearest, where a_i is known up to τ_i.
+
+    A key is out if even the least value its a_i can have exceeds what at least k keys surely have.
+    """
+    surely = torch.topk(a + tau, k, largest=False, sorted=False).values.amax(1, keepdim=True)
+    return a - tau <= surely
+
+
+def few(candidates: Tensor, k: int) -> bool:
+    """Whether so few keys are left that another pass over all of them costs more than these."""
+    return int(candidates.sum()) <= max(candidates.numel() // 8, 8 * k * len(candidates))
 
 
 def error_of_sums(d: int, width: int) -> float:

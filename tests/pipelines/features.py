@@ -352,6 +352,8 @@ def saving(it: Bed) -> None:
     other = copy.copy(it)
     other.pipe = loaded
     assert type(loaded.scheduler) is type(it.pipe.scheduler)
+    configs = [{k: v for k, v in p.scheduler.config.items() if k[0] != "_"} for p in (loaded, it.pipe)]
+    assert configs[0] == configs[1]
     redi.enable(loaded, it.kb, neighbors=1)
     assert relative(other(PROMPTS, it.few), it.fine) <= EXACT
 
