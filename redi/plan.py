@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final, final
 
 from redi.errors import PlanError
+from redi.places import places
 from redi.schedules import Grid
 
 _JUMP: Final = re.compile(r"jump:(\d+:\d+(?:\+\d+:\d+)*)/(\d+)")
@@ -94,6 +95,17 @@ class Plan:
         if not 1 <= steps <= fine:
             raise PlanError(f"a coarse plan needs 1 ≤ steps ≤ fine, given steps={steps}, fine={fine}")
         return cls.of([round(i * fine / steps) for i in range(steps)], fine)
+
+    @classmethod
+    def placed(cls, calls: int, fine: int, *, guidance: float) -> Plan:
+        """So many calls where they were found to be best made on Karras noise levels; an even spread if they are many.
+
+        Args:
+            calls: how many.
+            fine: steps of the schedule.
+            guidance: classifier-free guidance scale: strong guidance wants more of a few calls at high noise.
+        """
+        return cls.of(places(calls, fine, guidance), fine) if 0 < calls <= fine else cls.coarse(calls, fine)
 
     @classmethod
     def of(cls, called: Sequence[int], fine: int) -> Plan:

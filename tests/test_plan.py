@@ -157,6 +157,23 @@ def test_called_leaps_and_several_of_them():
     assert Plan.parse(str(plan)).calling(True) == plan.calling(True)
 
 
+@given(st.integers(1, 60), st.integers(0, 40), st.floats(0, 30))
+def test_placed_calls_are_as_many_as_asked_for_and_ascend(fine, fewer, guidance):
+    calls = max(1, fine - fewer)
+    plan = Plan.placed(calls, fine, guidance=guidance)
+    assert (plan.steps, plan.fine, plan.own_grid) == (calls, fine, True)
+    weaker, stronger = (Plan.placed(calls, fine, guidance=g) for g in (guidance / 2, guidance + 1))
+    if calls in (6, 8):  # stronger guidance moves the last call towards the noise, never away from it
+        assert weaker.segments[-1].start >= plan.segments[-1].start >= stronger.segments[-1].start
+
+
+def test_placed_calls_where_places_do_not_matter():
+    for calls, fine, guidance in ((8, 40, 3.0), (10, 48, 7.5), (24, 48, 6.0), (8, 9, 6.0), (1, 1, 7.5)):
+        assert Plan.placed(calls, fine, guidance=guidance) == Plan.coarse(calls, fine)
+    assert str(Plan.placed(6, 48, guidance=4.5)) == "at:0,8,16,22,28,34/48"
+    assert Plan.placed(8, 40, guidance=7.5) != Plan.coarse(8, 40)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "jump", "jump:1:2", "jump:a:2/3", "coarse:8", "coarse:8/40 ", "at:/40", "at:0,/4", "plain:3", "jump:-1:2/3"],
@@ -174,6 +191,8 @@ def test_unreadable_plans_show_the_forms(text):
         lambda: Plan.jump(5, 11, 10),
         lambda: Plan.coarse(0, 10),
         lambda: Plan.coarse(11, 10),
+        lambda: Plan.placed(0, 10, guidance=3.0),
+        lambda: Plan.placed(11, 10, guidance=7.5),
         lambda: Plan.of([], 10),
         lambda: Plan.of([1, 2], 10),
         lambda: Plan.of([0, 10], 10),

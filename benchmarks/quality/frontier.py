@@ -15,11 +15,10 @@ from benchmarks.paper.measures import DIRECTIONS, Judge
 from benchmarks.paper.settings import Settings, spread
 from benchmarks.paper.ways import Way
 from benchmarks.quality import plain
-from benchmarks.quality.lab import PLANS, Lab, fine, served
+from benchmarks.quality.lab import BUDGETS, Lab, fine, served
 from redi import zoo
 from redi.metrics import frechet_distance, latent_error
 
-BUDGETS = (3, 4, 5, 6, 8, 10, 12, 16, 24)
 MEASURES = {"frechet_latents": "Fréchet distance to the fine solve (latents)", "latent_error": "latent error (L2)"}
 
 
@@ -46,9 +45,9 @@ def study(
         families, budgets, tuning, turns = ("ddim", "dpmsolver++", "deis"), (4, 8), 4, 1
     chosen, tried = tune(lab, families, budgets, tuning)
     kb = lab.rows("rows", settings.rows)
-    ways = [fine(), *chosen, *(served(n) for n in budgets if n in PLANS)]
-    ways += [served(n, "redi, H = 256", neighbors=256) for n in budgets if n in PLANS]
-    ways += [served(n, "without rows", neighbors=0) for n in budgets if n in PLANS]
+    ways = [fine(), *chosen, *(served(n) for n in budgets)]
+    ways += [served(n, "redi, H = 256", neighbors=256) for n in budgets]
+    ways += [served(n, "without rows", neighbors=0) for n in budgets]
     made = lab.sample(ways, {"rows": kb}, lab.queries)
     judge = Judge(lab, lab.queries, made[0])
     times = lab.seconds(ways, {"rows": kb}, turns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,22 +22,7 @@ from redi import Defect, DiffusersSolver, Gate, KnowledgeBase, Kriging, Plan, Re
 from redi.combiners import Combiner
 
 STEPS: Final = 48
-PLANS: Final[Mapping[int, str]] = {
-    3: "at:0,19,29/48",
-    4: "at:0,14,23,30/48",
-    5: "at:0,11,20,28,35/48",
-    6: "at:0,7,15,22,29,36/48",
-    8: "coarse:8/48",
-    10: "coarse:10/48",
-    12: "coarse:12/48",
-    16: "coarse:16/48",
-    24: "coarse:24/48",
-}
-"""Calls → where they are made. Up to 6 they were moved one by one until nothing improved; beyond, that brings
-little (`… quality grids`)."""
-
-LEVELS: Final = "karras"
-"""Noise levels of rows, where nothing else is said."""
+BUDGETS: Final = (3, 4, 5, 6, 8, 10, 12, 16, 24)  # calls
 
 NEIGHBORS: Final = 64
 COMBINER: Final[Combiner] = Kriging(nugget=0.1)
@@ -51,7 +36,6 @@ class Lab(World):
         pipe: from `bundled.load`.
         guidance: scale of rows and queries.
         away: η; queries start from √(1 − η²) · bank noise + η · fresh noise.
-        levels: noise levels of rows and of the fine solve, as a spacing.
     """
 
     def __init__(
@@ -60,10 +44,9 @@ class Lab(World):
         pipe: Any,
         guidance: float = bundled.GUIDANCE,
         away: float = 0.0,
-        levels: str = LEVELS,
     ) -> None:
         super().__init__(settings, pipe, guidance)
-        self.away, self.levels = away, levels
+        self.away = away
 
     def solver(self, name: str) -> DiffusersSolver:
         """A solver and its spacing."""
@@ -72,13 +55,11 @@ class Lab(World):
     def rows(self, name: str, prompts: int, noises: int | None = None) -> KnowledgeBase:
         """Rows of so many train prompts with every entry: any plan can be tried on them."""
         lab = (
-            self
-            if noises is None
-            else Lab(dataclasses.replace(self.settings, noises=noises), self.pipe, self.guidance, levels=self.levels)
+            self if noises is None else Lab(dataclasses.replace(self.settings, noises=noises), self.pipe, self.guidance)
         )
         odd = ",".join(map(str, range(1, STEPS, 2)))
         plans = [f"coarse:{STEPS // 2}/{STEPS}", f"at:0,{odd}/{STEPS}", f"jump:{STEPS // 4}:{3 * STEPS // 4}/{STEPS}"]
-        return lab.build(name, fine(self.levels).solver, plans, zoo.prompts("emoji", "train")[:prompts])
+        return lab.build(name, fine().solver, plans, zoo.prompts("emoji", "train")[:prompts])
 
     def start(self, ids: Tensor) -> Tensor:
         """Bank noise, or something beside it that is the same at every call."""
@@ -133,14 +114,14 @@ class Lab(World):
         )
 
 
-def fine(levels: str = LEVELS) -> Way:
+def fine() -> Way:
     """What everything is measured against."""
-    return Way("fine", f"dpmsolver++-{levels}", STEPS)
+    return Way("fine", plain.FINE, STEPS)
 
 
-def coarse(calls: int, guidance: float = bundled.GUIDANCE, levels: str = LEVELS) -> str:
+def coarse(calls: int, guidance: float = bundled.GUIDANCE) -> str:
     """Whose coarse steps are corrected, as `DiffusersSolver.for_coarse_steps` chooses them."""
-    return f"{'dpmsolver++3' if calls >= 16 and guidance <= 3 else 'deis'}-{levels}"
+    return "dpmsolver++3-karras" if calls >= 16 and guidance <= 3 else "deis-karras"
 
 
 def evenly(calls: int) -> str:
@@ -148,17 +129,24 @@ def evenly(calls: int) -> str:
     return f"coarse:{calls}/{STEPS}"
 
 
+def placed(calls: int, guidance: float = bundled.GUIDANCE) -> str:
+    """So many calls where redi makes them."""
+    return str(Plan.placed(calls, STEPS, guidance=guidance))
+
+
 def at(places: Sequence[int]) -> str:
     """The plan that calls at these entries."""
     return f"at:{','.join(map(str, places))}/{STEPS}"
 
 
-def served(calls: int, name: str = "redi", rows: str = "rows", **changes: Any) -> Way:
-    """The best known way with so many calls, or one that differs from it."""
+def served(
+    calls: int, name: str = "redi", rows: str = "rows", guidance: float = bundled.GUIDANCE, **changes: Any
+) -> Way:
+    """What a pipeline is served with so many calls, or what differs from it."""
     given: dict[str, Any] = {
-        "solver": coarse(calls),
+        "solver": coarse(calls, guidance),
         "steps": STEPS,
-        "plan": changes.get("plan") or PLANS[calls],
+        "plan": placed(calls, guidance),
         "transport": Defect(),
         "combiner": COMBINER,
         "neighbors": NEIGHBORS,
@@ -180,7 +168,8 @@ def arguments(
     parser.add_argument("--queries", type=int, default=256, help="prompts of captions never seen")
     parser.add_argument("--noises", type=int, default=3)
     parser.add_argument("--solvers", default=",".join(plain.FAMILIES), metavar="NAME,…", help="of the frontier")
-    parser.add_argument("--budgets", default=",".join(map(str, PLANS)), metavar="N,…", help="of the frontier, in calls")
+    budgets = ",".join(map(str, BUDGETS))
+    parser.add_argument("--budgets", default=budgets, metavar="N,…", help="of the frontier, in calls")
     parser.add_argument("--tuning", type=int, default=128, metavar="N", help="prompts that plain solvers are tuned on")
     parser.add_argument(
         "--turns", type=int, default=3, metavar="N", help="of the frontier's timings; 0 leaves them out"
@@ -191,8 +180,8 @@ def arguments(
     if unknown := set(given.studies) - {"frontier", *studies}:
         parser.error(f"there is no study {', '.join(sorted(unknown))}; there is: frontier, {', '.join(studies)}")
     given.solvers, given.budgets = given.solvers.split(","), [int(n) for n in given.budgets.split(",")]
-    if other := set(given.solvers) - set(plain.FAMILIES) | {str(n) for n in set(given.budgets) - set(PLANS)}:
-        parser.error(f"there is no {', '.join(sorted(other))} among {', '.join(plain.FAMILIES)}, {[*PLANS]}")
+    if other := set(given.solvers) - set(plain.FAMILIES) | {str(n) for n in set(given.budgets) - set(BUDGETS)}:
+        parser.error(f"there is no {', '.join(sorted(other))} among {', '.join(plain.FAMILIES)}, {[*BUDGETS]}")
     if given.quick:
         given.rows, given.queries, given.noises = 12, 4, 1
     given.json.parent.mkdir(parents=True, exist_ok=True)

@@ -14,14 +14,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from benchmarks import bundled
 from benchmarks.paper import report
 from benchmarks.paper.common import Made
 from benchmarks.paper.measures import Judge
 from benchmarks.paper.settings import Settings, spread
 from benchmarks.paper.ways import Way
 from benchmarks.quality import plain
-from benchmarks.quality.lab import LEVELS, PLANS, STEPS, Lab, at, coarse, evenly, fine, served
-from redi import NNLS, Affine, Combiner, Kriging, LeastSquares, Nearest, Plan, zoo
+from benchmarks.quality.lab import BUDGETS, STEPS, Lab, at, coarse, evenly, fine, placed, served
+from redi import NNLS, Affine, Combiner, KnowledgeBase, Kriging, LeastSquares, Nearest, Plan, zoo
 from redi.metrics import latent_error
 
 COMPARED: Final = ("frechet_latents", "latent_error", "text_score")
@@ -32,9 +33,16 @@ AWAY: Final = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 FEWER: Final = 1024
 """Rows of a noise that places are moved on: every try derives a table."""
 SIZES: Final = (100, 300, 1000, 3000)  # and all
-RIVALS: Final = {"deis-karras": 0, "deis-linspace": 0, "unipc-karras": 12, "dpmsolver++3-karras": 12}
-"""The plain solvers that `frontier` finds best, and from how many calls."""
-SCALES: Final = ((1.5, "karras"), (3.0, "karras"), (6.0, "karras"), (6.0, "linspace"))  # with noise levels of the rows
+RIVALS: Final = {
+    "deis-karras": 0,
+    "deis-linspace": 0,
+    "dpmsolver++-linspace": 0,
+    "unipc-karras": 12,
+    "dpmsolver++3-karras": 12,
+}
+"""The plain solvers that `frontier` finds best, and one that suits strong guidance; from how many calls."""
+SCALES: Final = (1.5, 3.0, 4.5, 6.0, 7.5)
+STRONGER: Final = (4.5, 6.0, 7.5)
 GPU_HOURS_BUY: Final = 100_000  # rows: the size to which the rows' curve is extrapolated
 
 
@@ -68,7 +76,7 @@ def measured(
     lab: Lab, ways: Sequence[Way], rows: Mapping[str, Any], prompts: Sequence[str]
 ) -> tuple[Judge, list[Made]]:
     """Latents of the fine solve and of every way, and who judges them."""
-    made = lab.sample([fine(lab.levels), *ways], dict(rows), prompts)
+    made = lab.sample([fine(), *ways], dict(rows), prompts)
     return Judge(lab, prompts, made[0]), made[1:]
 
 
@@ -189,25 +197,26 @@ def guidance(settings: Settings, pipe: Any) -> dict[str, Any]:
     """A knowledge base for each scale: is redi ever worse than a plain solver of as many calls?"""
     points: list[dict[str, Any]] = []
     compared: list[dict[str, Any]] = []
-    calls = (5,) if settings.quick else tuple(PLANS)
-    for scale, levels in ((1.5, LEVELS),) if settings.quick else SCALES:
+    calls = (5,) if settings.quick else BUDGETS
+    for scale in (1.5,) if settings.quick else SCALES:
         for away in (0.0, 1.0):
-            lab = one_noise(settings, pipe, guidance=scale, away=away, levels=levels)
-            kb = lab.rows(f"guidance-{scale:g}-{levels}", min(2048, settings.rows))
+            lab = one_noise(settings, pipe, guidance=scale, away=away)
             others = [Way(f"plain {s} {n}", s, n) for n in calls for s in RIVALS if n >= RIVALS[s]]
-            where = [
-                {"solver": coarse(n, scale, levels), "plan": PLANS[n] if levels == LEVELS else evenly(n)} for n in calls
-            ]
             # from noise of nobody's bank the pipeline is the plain solver: no row can be near
-            ours = [served(n, **w, **({"neighbors": 0} if away else {})) for n, w in zip(calls, where, strict=True)]
+            ours = [served(n, guidance=scale, **({"neighbors": 0} if away else {})) for n in calls]
             ways = [*ours, *others]
-            judge, made = measured(lab, ways, {"rows": kb}, lab.queries)
-            said = {"guidance": scale, "levels": levels, "bank": not away}
+            judge, made = measured(lab, ways, {"rows": scaled(lab)}, lab.queries)
+            said = {"guidance": scale, "bank": not away}
             points += [{**p, **said} for p in judge.table(ways, made)]
             mine = {m.calls: (w.name, m) for w, m in zip(ours, made, strict=False)}
             pairs = [(mine[m.calls], (w.name, m)) for w, m in zip(others, made[len(ours) :], strict=True)]
             compared += [{**row, **said} for row in judge.compare(pairs)]
     return {"points": points, "against": compared, "worse": worse(compared)}
+
+
+def scaled(lab: Lab) -> KnowledgeBase:
+    """Rows of the lab's guidance scale."""
+    return lab.rows(f"guidance-{lab.guidance:g}", min(2048, lab.settings.rows))
 
 
 def worse(compared: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -253,20 +262,51 @@ def grids(settings: Settings, pipe: Any) -> dict[str, Any]:
     """
     lab = one_noise(settings, pipe)
     kb = lab.rows("rows", settings.rows, settings.noises)
-    prompts = spread(zoo.prompts("emoji", "train")[12_032:], 4 if settings.quick else 64)
+    points, plans = placing(lab, kb, (3,) if settings.quick else (3, 4, 5, 6, 8, 10))
+    return {"points": points, "plans": plans, "rows": len(kb)}
+
+
+def strong(settings: Settings, pipe: Any) -> dict[str, Any]:
+    """The same for stronger guidance; and from noise of nobody's bank, where places are all that redi chooses."""
+    points: list[dict[str, Any]] = []
+    plans: dict[str, str] = {}
+    for scale in STRONGER[:1] if settings.quick else STRONGER:
+        lab = one_noise(settings, pipe, guidance=scale)
+        kb = scaled(lab)
+        found, where = placing(lab, kb, (3,) if settings.quick else (3, 4, 5, 6, 8, 10))
+        points += [{**p, "guidance": scale, "bank": True} for p in found]
+        plans |= {f"{way}, guidance {scale:g}": plan for way, plan in where.items()}
+        far = one_noise(settings, pipe, guidance=scale, away=1.0)
+        ways = [served(p["calls"], p["way"].rpartition(" ")[0], plan=where[p["way"]], neighbors=0) for p in found]
+        judge, made = measured(far, ways, {"rows": kb}, far.queries)
+        points += [{**p, "guidance": scale, "bank": False} for p in judge.table(ways, made)]
+    return {"points": points, "plans": plans}
+
+
+def placing(lab: Lab, kb: KnowledgeBase, calls: Sequence[int]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Measures of calls that are spread evenly, served and moved (and served as with weak guidance); their plans."""
+    quick = lab.settings.quick
+    prompts = spread(zoo.prompts("emoji", "train")[12_032:], 4 if quick else 64)
     reference = lab.sample([fine()], {}, prompts)[0].latents
 
+    def way(name: str, n: int, plan: str, **changes: Any) -> Way:
+        return served(n, name, guidance=lab.guidance, plan=plan, **changes)
+
     def error(places: Sequence[int]) -> float:
-        way = served(len(places), plan=at(places), most=None if settings.quick else FEWER)
-        (made,) = lab.sample([way], {"rows": kb}, prompts)
+        tried = way("tried", len(places), at(places), most=None if quick else FEWER)
+        (made,) = lab.sample([tried], {"rows": kb}, prompts)
         return latent_error(made.latents.flatten(0, 1), reference.flatten(0, 1))
 
     ways: list[Way] = []
-    for n in (3,) if settings.quick else (3, 4, 5, 6, 8, 10):
-        found = moved([s.start for s in Plan.parse(PLANS[n]).segments], error, most=1 if settings.quick else 40)
-        ways += [served(n, "evenly spread", plan=evenly(n)), served(n, "moved", plan=at(found)), served(n)]
+    for n in calls:
+        own = placed(n, lab.guidance)
+        found = moved([s.start for s in Plan.parse(own).segments], error, most=1 if quick else 40)
+        named = {"evenly spread": evenly(n), "as with weak guidance": placed(n), "moved": at(found), "redi": own}
+        if lab.guidance == bundled.GUIDANCE:
+            del named["as with weak guidance"]
+        ways += [way(name, n, plan) for name, plan in named.items()]
     judge, made = measured(lab, ways, {"rows": kb}, lab.queries)
-    return {"points": judge.table(ways, made), "plans": {w.name: w.plan for w in ways}, "rows": len(kb)}
+    return judge.table(ways, made), {w.name: str(w.plan) for w in ways}
 
 
 def moved(places: Sequence[int], error: Callable[[Sequence[int]], float], most: int) -> list[int]:
@@ -296,7 +336,7 @@ def moved(places: Sequence[int], error: Callable[[Sequence[int]], float], most: 
 
 def plain_tables(found: Mapping[str, Any]) -> list[str]:
     """Every point, with what was varied; what was compared; what follows."""
-    extra = [n for n in ("guidance", "levels", "bank", "eta", "captions") if n in found["points"][0]]
+    extra = [n for n in ("guidance", "bank", "eta", "captions") if n in found["points"][0]]
     shown = [{**p, "way": ", ".join([p["way"], *(f"{n} {p[n]}" for n in extra)])} for p in found["points"]]
     tables = [report.table(shown, published=False)]
     if against := found.get("against"):
@@ -324,12 +364,13 @@ def kind(p: Mapping[str, Any]) -> str:
     """A point's series, without what the axis shows."""
     if "rows" in p:
         return "redi"
-    said = [f"{n}: {p[n]}" for n in ("levels", "bank", "captions") if n in p]
+    said = [f"{n}: {p[n]}" for n in ("bank", "captions") if n in p]
     return ", ".join([p["way"].rpartition(" ")[0] or p["way"], *said])
 
 
 STUDIES: Final[Mapping[str, Study]] = {
     "grids": Study(grids, plain_tables, lines("calls", "model calls per picture")),
+    "strong": Study(strong, plain_tables, lines("calls", "model calls per picture")),
     "choices": Study(choices, plain_tables, lines("calls", "model calls per picture")),
     "rows": Study(rows, plain_tables, lines("rows", "rows of the noise")),
     "noises": Study(noises, plain_tables, lines("eta", "η, distance from the bank's noise")),

@@ -39,9 +39,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--plan",
-        default="coarse:8/40",
+        default="few:8/40",
         metavar="P[,P…]",
-        help="what it shall serve: coarse:STEPS/FINE, jump:KEY:VALUE/STEPS, at:STEP,STEP,…/FINE; several share FINE",
+        help="what it shall serve: few:CALLS/FINE (calls placed for the guidance), coarse:CALLS/FINE (evenly), "
+        "at:STEP,STEP,…/FINE, jump:KEY:VALUE/FINE; several share FINE (default: few:8/40)",
     )
     parser.add_argument("--noises", type=int, default=1, metavar="M", help="starting noises in the bank")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise bank")
@@ -107,7 +108,10 @@ def run(given: argparse.Namespace, console: Console) -> int:
         limit=given.limit,
         note=console.note if first else lambda text: None,
     )
-    plans = names.plans(given.plan)
+    from redi.plan import Plan
+
+    names.plans(given.plan, Plan.coarse)  # is said to be wrong before the model is loaded
+    guidance = models.guidance_of(given.model) if given.guidance is None else given.guidance
     if (folder := Path(given.kb)).exists() and not folder.is_dir():
         raise InvalidInputError(f"{folder} is a file; expected a folder for the knowledge base")
     started, seen = time.perf_counter(), list["Progress"]()
@@ -126,13 +130,14 @@ def run(given: argparse.Namespace, console: Console) -> int:
                 bar(now.done, now.total)
 
             pipe = ranks.load(given.model, given, given.dtype, by_lightning=several or watched)
+            solver = names.fine_solver(pipe.scheduler, given.solver)
             settings: dict[str, Any] = {
-                "plans": plans,
-                "solver": names.fine_solver(pipe.scheduler, given.solver),
+                "plans": names.plans(given.plan, names.placing(solver, guidance)),
+                "solver": solver,
                 "noises": given.noises,
                 "seed": given.seed,
                 "diversity": given.diversity,
-                "guidance": models.guidance_of(given.model) if given.guidance is None else given.guidance,
+                "guidance": guidance,
                 "height": given.height,
                 "width": given.width,
                 "negative_prompt": given.negative_prompt,

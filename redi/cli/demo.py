@@ -53,7 +53,9 @@ def run(given: argparse.Namespace, console: Console) -> int:
         raise InvalidInputError(
             f"--prompts must be at least 3 and a multiple of --batch-size {given.batch_size}, given {given.prompts}"
         )
-    plan = names.plans(f"coarse:{given.steps}/{given.fine}")[0]
+    from redi.plan import Plan
+
+    plan = Plan.placed(given.steps, given.fine, guidance=models.guidance_of(models.BUNDLED))
     start, seconds = time.perf_counter(), dict[str, float]()
     pipe = models.load(models.BUNDLED, given)
     seconds["load"] = time.perf_counter() - start

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from redi.errors import InvalidInputError, ReDiError, UnsupportedSolverError
@@ -38,6 +39,7 @@ KEYS: Final = ("denoised", "sample", "prompt")
 RETRIEVERS: Final[Mapping[str, str]] = {"exact": "Exact", "faiss": "Faiss", "hnsw": "Hnsw", "scann": "Scann"}
 
 _KARRAS: Final = "-karras"
+_FEW: Final = re.compile(r"few:(\d+)/(\d+)")
 # these walk a flow's schedule when they are told to; the others of a diffusion model cannot
 _CAN_FLOW: Final = ("dpmsolver++", "dpmsolver++3", "deis", "unipc")
 
@@ -162,16 +164,32 @@ def transport(name: str) -> Transport:
     return kinds[name]()
 
 
-def plans(text: str) -> Sequence[Plan]:
+def plans(text: str, few: Callable[[int, int], Plan] | None = None) -> Sequence[Plan]:
     """One or several plans with commas between them.
+
+    Args:
+        text: as `Plan.parse` reads each; or `few:CALLS/FINE`, where calls may be placed.
+        few: places so many calls in a schedule of so many steps.
 
     Raises:
         PlanError: one cannot be read.
     """
     from redi.plan import Plan
 
+    def read(part: str) -> Plan:
+        m = few and _FEW.fullmatch(part)
+        return few(int(m[1]), int(m[2])) if few and m else Plan.parse(part)
+
     # an `at:` plan has commas of its own, before digits
-    return list(dict.fromkeys(Plan.parse(part) for part in re.split(r",\s*(?=[a-z])", text.strip())))
+    return list(dict.fromkeys(read(part) for part in re.split(r",\s*(?=[a-z])", text.strip())))
+
+
+def placing(solver: DiffusersSolver, guidance: float) -> Callable[[int, int], Plan]:
+    """Where few calls of this solver are made: placed for the guidance on Karras noise levels, else evenly spread."""
+    from redi.plan import Plan
+
+    karras = solver.config.get("use_karras_sigmas", False)
+    return functools.partial(Plan.placed, guidance=guidance) if karras else Plan.coarse
 
 
 def retriever(text: str) -> Retriever:

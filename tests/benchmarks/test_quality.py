@@ -10,10 +10,8 @@ import pytest
 
 from benchmarks import bundled
 from benchmarks.quality import __main__ as command
-from benchmarks.quality import plain, studies
-from benchmarks.quality.frontier import BUDGETS, matching
-from benchmarks.quality.lab import PLANS, STEPS, coarse
-from redi.cli import names
+from benchmarks.quality import lab, plain, studies
+from benchmarks.quality.frontier import matching
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +73,12 @@ def test_calls_to_match_are_read_off_the_curve() -> None:
     assert matching(halving, 1e-9) is None
 
 
-def test_plans_make_the_calls_they_are_listed_under() -> None:
-    assert {n: names.plans(p)[0].steps for n, p in PLANS.items()} == {n: n for n in PLANS}
-    assert set(PLANS) == set(BUDGETS)
-
-
 @pytest.mark.parametrize("guidance", [1.5, 3.0, 6.0])
 def test_coarse_steps_are_those_that_a_pipeline_is_served(pipe: Any, guidance: float) -> None:
     rows = plain.solver(plain.FINE, pipe.scheduler)
-    for calls in PLANS:
-        ours = plain.solver(coarse(calls, guidance), pipe.scheduler)
-        assert ours.identity() == rows.for_coarse_steps(STEPS, calls, guidance).identity()
+    for calls in lab.BUDGETS:
+        ours = plain.solver(lab.coarse(calls, guidance), pipe.scheduler)
+        assert ours.identity() == rows.for_coarse_steps(lab.STEPS, calls, guidance).identity()
 
 
 def test_rows_that_halve_the_error_have_that_exponent() -> None:

@@ -126,7 +126,19 @@ def test_plans_are_told_apart_by_their_commas(text: str, expected: list[Plan]) -
     assert names.plans(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "coarse:8", "coarse:8/40,", "leap:1/2", "jump:8:5/20"])
+def test_few_calls_are_placed_for_the_guidance_on_karras_levels() -> None:
+    text, karras, even = "few:6/48,coarse:8/48", "dpmsolver++-karras", "dpmsolver++"
+    for name, guidance, first in (
+        (karras, 3.0, Plan.placed(6, 48, guidance=3.0)),
+        (karras, 7.5, Plan.placed(6, 48, guidance=6.0)),
+        (even, 7.5, Plan.coarse(6, 48)),
+    ):
+        found = names.plans(text, names.placing(names.solver(name, DIFFUSION), guidance))
+        assert found == [first, Plan.coarse(8, 48)]
+    assert names.plans("few:8/40", names.placing(names.fine_solver(FLOW), 4.0)) == [Plan.coarse(8, 40)]
+
+
+@pytest.mark.parametrize("text", ["", "coarse:8", "coarse:8/40,", "leap:1/2", "jump:8:5/20", "few:8/40"])
 def test_plans_that_are_none(text: str) -> None:
     with pytest.raises(PlanError):
         names.plans(text)
