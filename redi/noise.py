@@ -15,7 +15,7 @@ from typing import Any, Final, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from redi.errors import NoiseError
@@ -134,11 +134,11 @@ class NoiseBank:
         """
         if tuple(noise.shape[1:]) != tuple(self.shape):
             raise NoiseError(f"the bank's noises have shape {tuple(self.shape)}, given {tuple(noise.shape[1:])}")
-        bank = _bank(self)
+        bank, long = _bank(self)
         d = bank.shape[1]
         x = noise.detach().cpu().double().reshape(len(noise), d) / scale
         dots = x @ bank.T.double() if self.size * d < 1 << 22 else (x.float() @ bank.T).double()
-        long, short = bank.norm(dim=1).double(), x.norm(dim=1)
+        short = x.norm(dim=1)
         spread = tolerance + _SURE * self.diversity / math.sqrt(d)
         least = math.sqrt(1 - self.diversity**2) - spread
         if self.diversity > 0:  # never what a stranger reaches by chance, as far as this many dimensions allow
@@ -169,9 +169,10 @@ class NoiseBank:
 
 
 @functools.lru_cache(maxsize=2)
-def _bank(bank: NoiseBank) -> Float32[Tensor, "m d"]:
-    """All noises of a bank as rows; a cache, because making them takes a second and matching is done in every call."""
-    return bank.noise(torch.arange(bank.size)).flatten(1)
+def _bank(bank: NoiseBank) -> tuple[Float32[Tensor, "m d"], Float64[Tensor, " m"]]:
+    """All noises of a bank as rows, and their lengths; a cache: to make them takes a second, and every call matches."""
+    rows = bank.noise(torch.arange(bank.size)).flatten(1)
+    return rows, rows.norm(dim=1).double()
 
 
 def _normal(shape: tuple[int, ...], *name: str | bytes) -> Float32[Tensor, "*s"]:

@@ -33,18 +33,30 @@ def main(job: dict[str, Any]) -> None:
     queries = np.resize(np.load(data.queries), (64, data.dimension))
     x, q, half = torch.from_numpy(keys), torch.from_numpy(queries), torch.from_numpy(keys[: len(keys) // 4]).half()
     exact, exact_half, flat = Exact().build(keys), Exact().build(half.numpy()), _flat(keys, job["threads"])
+    floats, floats_half = Exact(code_bytes=0).build(keys), Exact(code_bytes=0).build(half.numpy())
     one = {
         "read: torch.sum": x.sum,
         "read: torch.max": x.max,
         "read: torch.mv": lambda: torch.mv(x, q[0]),
         "Exact": lambda: exact.search(queries[:1], 2),
+        "Exact, without codes": lambda: floats.search(queries[:1], 2),
     }
-    many = {"sgemm": lambda: torch.mm(x, q.T), "Exact": lambda: exact.search(queries, 2)}
+    many = {
+        "sgemm": lambda: torch.mm(x, q.T),
+        "Exact": lambda: exact.search(queries, 2),
+        "Exact, without codes": lambda: floats.search(queries, 2),
+    }
     if flat is not None:
         one["IndexFlatL2"] = lambda: flat.search(queries[:1], 2)
         many["IndexFlatL2"] = lambda: flat.search(queries, 2)
     first, batch = interleaved(one, job["repeats"]), interleaved(many, max(2, job["repeats"] // 3))
-    quarter = interleaved({"Exact, float16 keys": lambda: exact_half.search(queries[:1], 2)}, job["repeats"])
+    quarter = interleaved(
+        {
+            "Exact, float16 keys": lambda: exact_half.search(queries[:1], 2),
+            "Exact, float16 keys, without codes": lambda: floats_half.search(queries[:1], 2),
+        },
+        job["repeats"],
+    )
     readers = [name for name in first if name.startswith("read")]
     result: dict[str, Any] = {
         "keys": {"data": data.name, "rows": job["rows"], "dimension": data.dimension, "dtype": "float32"},
@@ -55,6 +67,9 @@ def main(job: dict[str, Any]) -> None:
         "read_gb_per_s": keys.nbytes / min(min(first[name]) for name in readers) / 1e9,
         "exact_of_read_bandwidth": _times(first, readers, "Exact"),
         "exact_of_sgemm": _times(batch, ["sgemm"], "Exact"),
+        "codes_over_floats_batch_1": _times(first, ["Exact, without codes"], "Exact"),
+        "codes_over_floats_batch_64": _times(batch, ["Exact, without codes"], "Exact"),
+        "codes_over_floats_float16": _times(quarter, ["Exact, float16 keys, without codes"], "Exact, float16 keys"),
         "float16_rows": len(half),
         "clustered": clustered(job["cluster_rows"], data.dimension, job["threads"], job["repeats"]),
     }

@@ -14,7 +14,6 @@ _LARGEST: Final = 127
 _FINE: Final = 256  # a query has two digits to this base, −128 … 127
 _LONGEST: Final = (2**31 - 1) // 128**2  # columns: products of two digits then add up in int32
 _SHORTEST: Final = 32  # columns: keys of fewer are read as fast as they are
-_HELD: Final = 1 << 28  # bytes of codes that an index may keep in memory beside its keys
 _STRETCH: Final = 1 << 20  # numbers coded at once
 _SMALLEST: Final = 2.0**-100  # a unit
 _SUMMED: Final = 2.0**-6  # what a float32 norm of so many numbers loses at most
@@ -41,9 +40,9 @@ class Codes:
     kept: Float64[Tensor, " n"]
 
     @staticmethod
-    def pay(keys: Float[Tensor, "n d"]) -> bool:
-        """Whether codes of these keys fit in memory, and this processor multiplies them faster than floats."""
-        fit = keys.numel() <= _HELD and _SHORTEST <= keys.shape[1] <= _LONGEST
+    def pay(keys: Float[Tensor, "n d"], most: int) -> bool:
+        """Whether codes of these keys fit in so many bytes, and this processor multiplies them faster than floats."""
+        fit = keys.numel() <= most and _SHORTEST <= keys.shape[1] <= _LONGEST
         return fit and keys.device.type == "cpu" and _multiplies_integers()
 
     @classmethod

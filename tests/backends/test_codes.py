@@ -24,16 +24,9 @@ class TestExactWithoutCodes(RetrieverContract):
 
     adds: ClassVar[bool] = True
 
-    @pytest.fixture(autouse=True, scope="class")
-    @staticmethod
-    def no_codes() -> object:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Codes, "pay", staticmethod(lambda keys: False))
-            yield
-
     @pytest.fixture
     def retriever(self) -> Retriever:
-        return Exact()
+        return Exact(code_bytes=0)
 
 
 class TestExactWithCodesOfAnything(RetrieverContract):
@@ -45,7 +38,7 @@ class TestExactWithCodesOfAnything(RetrieverContract):
     @staticmethod
     def always() -> object:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Codes, "pay", staticmethod(lambda keys: keys.shape[1] > 1))
+            patch.setattr(Codes, "pay", staticmethod(lambda keys, most: keys.shape[1] > 1))
             yield
 
     @pytest.fixture
@@ -99,7 +92,7 @@ def test_the_bound_is_of_use() -> None:
 
 
 def test_few_keys_are_looked_at_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Codes, "pay", staticmethod(lambda keys: True))
+    monkeypatch.setattr(Codes, "pay", staticmethod(lambda keys, most: True))
     keys = some(4000, 128, 1).numpy()
     index = Exact().build(keys)
     assert isinstance(index, ExactIndex)
@@ -110,7 +103,7 @@ def test_few_keys_are_looked_at_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_codes_that_tell_nothing_apart_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Codes, "pay", staticmethod(lambda keys: True))
+    monkeypatch.setattr(Codes, "pay", staticmethod(lambda keys, most: True))
     keys = some(4000, 64, 2)
     keys[torch.arange(4000), torch.arange(4000) % 64] = 1e4  # one large number in each key leaves the others no digits
     index = Exact().build(keys.numpy())
@@ -123,7 +116,7 @@ def test_codes_that_tell_nothing_apart_are_not_kept(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("shape", [(5, 8), (3, 140_000)])
 def test_keys_that_codes_do_not_suit(shape: tuple[int, int]) -> None:
-    assert not Codes.pay(torch.zeros(shape))
+    assert not Codes.pay(torch.zeros(shape), 1 << 28)
 
 
 @pytest.mark.parametrize("wrong", ["no instructions", "wrong sums", "no function"])
@@ -137,7 +130,13 @@ def test_a_processor_or_a_torch_that_cannot(monkeypatch: pytest.MonkeyPatch, wro
         else:
             monkeypatch.delattr(torch, "_int_mm")
         keys: ndarray = some(200, 64, 3).numpy()
-        assert not Codes.pay(torch.from_numpy(keys))
+        assert not Codes.pay(torch.from_numpy(keys), 1 << 28)
         np.testing.assert_array_equal(Exact().build(keys).search(keys[:4], 3).ids, brute_force(keys, keys[:4], 3).ids)
     finally:
         codes_module._multiplies_integers.cache_clear()
+
+
+def test_codes_take_no_more_memory_than_they_may() -> None:
+    keys = torch.zeros(100, 64)
+    assert not Codes.pay(keys, 6399)
+    assert Codes.pay(keys, 6400) == codes_module._multiplies_integers()
