@@ -10,15 +10,27 @@ from collections.abc import Mapping
 from typing import Final
 
 _STEPS: Final = 48  # of the schedule that places were measured on, on Karras noise levels
-_WEAK: Final = 3.0  # guidance scale
-_STRONG: Final = 6.0
-_AT: Final[Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]]] = {  # calls → with weak guidance, with strong
-    3: ((0, 19, 29), (0, 20, 28)),
-    4: ((0, 14, 23, 30), (0, 16, 24, 29)),
-    5: ((0, 11, 20, 28, 35), (0, 11, 19, 25, 30)),
-    6: ((0, 7, 15, 22, 29, 36), (0, 10, 17, 22, 27, 32)),
-    7: ((0, 8, 15, 21, 27, 34, 41), (0, 10, 16, 20, 24, 29, 34)),
-    8: ((0, 6, 12, 18, 24, 30, 36, 42), (0, 7, 13, 18, 22, 25, 29, 34)),
+_AT: Final[Mapping[int, Mapping[float, tuple[int, ...]]]] = {  # calls → guidance scale → steps
+    3: {3.0: (0, 19, 29), 6.0: (0, 20, 28)},
+    4: {3.0: (0, 14, 23, 30), 6.0: (0, 16, 24, 29)},
+    5: {3.0: (0, 11, 20, 28, 35), 6.0: (0, 11, 19, 25, 30)},
+    6: {3.0: (0, 7, 15, 22, 29, 36), 6.0: (0, 10, 17, 22, 27, 32)},
+    7: {3.0: (0, 8, 15, 21, 27, 34, 41), 6.0: (0, 10, 16, 20, 24, 29, 34)},
+    8: {
+        3.0: (0, 6, 12, 18, 24, 30, 36, 42),
+        6.0: (0, 8, 13, 17, 21, 25, 29, 34),
+        7.5: (0, 8, 13, 17, 21, 25, 29, 33),
+    },
+    9: {
+        3.0: (0, 5, 11, 16, 21, 27, 32, 37, 43),
+        6.0: (0, 8, 12, 16, 20, 23, 27, 31, 36),
+        7.5: (0, 8, 13, 17, 20, 23, 27, 31, 35),
+    },
+    10: {3.0: (0, 5, 10, 14, 19, 24, 29, 34, 38, 43), 6.0: (0, 7, 11, 15, 19, 22, 25, 28, 32, 36)},
+    12: {
+        3.0: (0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44),
+        6.0: (0, 7, 10, 13, 16, 19, 22, 25, 28, 31, 35, 39),
+    },
 }
 
 
@@ -26,7 +38,7 @@ def places(calls: int, fine: int, guidance: float) -> list[int]:
     """Steps of a schedule of `fine` on Karras noise levels at which so many calls are made.
 
     Between the scales that were measured places move linearly with guidance, beyond them they stay. Calls for which
-    no place was found better than an even spread, and schedules too short for the places, are spread evenly.
+    nothing better was found than an even spread, and schedules too short for the places, are spread evenly.
 
     Args:
         calls: 1 … fine.
@@ -36,8 +48,10 @@ def places(calls: int, fine: int, guidance: float) -> list[int]:
     even = [round(i * fine / calls) for i in range(calls)]
     if calls not in _AT:
         return even
-    much = min(max((guidance - _WEAK) / (_STRONG - _WEAK), 0.0), 1.0)
-    found = [
-        round(((1 - much) * weak + much * strong) * fine / _STEPS) for weak, strong in zip(*_AT[calls], strict=True)
-    ]
+    known = _AT[calls]
+    below = max((scale for scale in known if scale <= guidance), default=min(known))
+    above = min((scale for scale in known if scale >= guidance), default=max(known))
+    share = (guidance - below) / (above - below) if below < above else 0.0
+    moved = [((1 - share) * a + share * b) * fine / _STEPS for a, b in zip(known[below], known[above], strict=True)]
+    found = [round(at) for at in moved]
     return found if found == sorted(set(found)) and found[-1] < fine else even

@@ -121,7 +121,8 @@ def fine() -> Way:
 
 def coarse(calls: int, guidance: float = bundled.GUIDANCE) -> str:
     """Whose coarse steps are corrected, as `DiffusersSolver.for_coarse_steps` chooses them."""
-    return "dpmsolver++3-karras" if calls >= 16 and guidance <= 3 else "deis-karras"
+    third = (calls >= 16 and guidance <= 3) or (calls >= 24 and guidance <= 6)
+    return "dpmsolver++3-karras" if third else "deis-karras"
 
 
 def evenly(calls: int) -> str:

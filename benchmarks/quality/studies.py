@@ -262,18 +262,20 @@ def grids(settings: Settings, pipe: Any) -> dict[str, Any]:
     """
     lab = one_noise(settings, pipe)
     kb = lab.rows("rows", settings.rows, settings.noises)
-    points, plans = placing(lab, kb, (3,) if settings.quick else (3, 4, 5, 6, 8, 10))
+    points, plans = placing(lab, kb, (3,) if settings.quick else (3, 4, 5, 6, 8, 10), most=40)
     return {"points": points, "plans": plans, "rows": len(kb)}
 
 
 def strong(settings: Settings, pipe: Any) -> dict[str, Any]:
-    """The same for stronger guidance; and from noise of nobody's bank, where places are all that redi chooses."""
+    """The same for stronger guidance, in two rounds of moves; and from noise of nobody's bank, where places are all that
+    redi chooses.
+    """
     points: list[dict[str, Any]] = []
     plans: dict[str, str] = {}
     for scale in STRONGER[:1] if settings.quick else STRONGER:
         lab = one_noise(settings, pipe, guidance=scale)
         kb = scaled(lab)
-        found, where = placing(lab, kb, (3,) if settings.quick else (3, 4, 5, 6, 8, 10))
+        found, where = placing(lab, kb, (3,) if settings.quick else (4, 6, 8, 10), most=2)
         points += [{**p, "guidance": scale, "bank": True} for p in found]
         plans |= {f"{way}, guidance {scale:g}": plan for way, plan in where.items()}
         far = one_noise(settings, pipe, guidance=scale, away=1.0)
@@ -283,8 +285,17 @@ def strong(settings: Settings, pipe: Any) -> dict[str, Any]:
     return {"points": points, "plans": plans}
 
 
-def placing(lab: Lab, kb: KnowledgeBase, calls: Sequence[int]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Measures of calls that are spread evenly, served and moved (and served as with weak guidance); their plans."""
+def placing(
+    lab: Lab, kb: KnowledgeBase, calls: Sequence[int], most: int
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Measures of calls that are spread evenly, served and moved (and served as with weak guidance); their plans.
+
+    Args:
+        lab: with the guidance of the rows.
+        kb: the rows.
+        calls: numbers of calls.
+        most: rounds of moves.
+    """
     quick = lab.settings.quick
     prompts = spread(zoo.prompts("emoji", "train")[12_032:], 4 if quick else 64)
     reference = lab.sample([fine()], {}, prompts)[0].latents
@@ -300,7 +311,7 @@ def placing(lab: Lab, kb: KnowledgeBase, calls: Sequence[int]) -> tuple[list[dic
     ways: list[Way] = []
     for n in calls:
         own = placed(n, lab.guidance)
-        found = moved([s.start for s in Plan.parse(own).segments], error, most=1 if quick else 40)
+        found = moved([s.start for s in Plan.parse(own).segments], error, most=1 if quick else most)
         named = {"evenly spread": evenly(n), "as with weak guidance": placed(n), "moved": at(found), "redi": own}
         if lab.guidance == bundled.GUIDANCE:
             del named["as with weak guidance"]

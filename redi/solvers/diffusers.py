@@ -24,8 +24,7 @@ from redi.solvers.specs import find_spec
 
 __all__ = ["DiffusersSolver", "advance", "install", "require_grid", "restore", "schedule_of", "snapshot", "stepping"]
 
-_THIRD_ORDER_FROM: Final = 16  # calls, from which long steps are short enough for it
-_THIRD_ORDER_UP_TO: Final = 3.0  # guidance scale; at 6 it was worse than DEIS at 16 calls
+_THIRD_ORDER: Final = ((3.0, 16), (6.0, 24))  # up to which guidance scale it is better, and from how many calls
 
 
 @final
@@ -125,7 +124,7 @@ class DiffusersSolver(SolverAdapter):
         own = self._scheduler.config
         if self.name != "DPMSolverMultistepScheduler" or own.prediction_type == "flow_prediction":
             return self
-        third = calls >= _THIRD_ORDER_FROM and guidance <= _THIRD_ORDER_UP_TO
+        third = any(guidance <= scale and calls >= least for scale, least in _THIRD_ORDER)
         kind, order = (type(self._scheduler), 3) if third else (DEISMultistepScheduler, 2)
         other = DiffusersSolver.of(kind.from_config(own, solver_order=order), self.timetable)
         return other if self.schedule(steps).meets(other.schedule(steps)) else self

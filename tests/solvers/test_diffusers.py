@@ -546,10 +546,10 @@ def test_whoever_takes_the_coarse_steps_passes_the_same_samples(label, steps, ca
 @pytest.mark.parametrize("spaced", [{}, {"use_karras_sigmas": True}, {"timestep_spacing": "trailing"}])
 def test_deis_takes_the_long_steps_of_dpmsolver_and_its_third_order_the_shorter_ones_of_weak_guidance(spaced):
     solver = DiffusersSolver.of(diffusers.DPMSolverMultistepScheduler(**spaced))
-    few, guided = ((n, 3.0) for n in (3, 8, 12)), ((n, 7.5) for n in (8, 16, 24))
+    few, guided = ((n, 3.0) for n in (3, 8, 12)), ((8, 6.0), (16, 4.5), (16, 7.5), (24, 7.5))
     assert {solver.for_coarse_steps(48, *given).name for given in (*few, *guided)} == {"DEISMultistepScheduler"}
-    for calls in (16, 24):
-        other = solver.for_coarse_steps(48, calls, 3.0)
+    for calls, guidance in ((16, 3.0), (24, 3.0), (24, 4.5), (24, 6.0)):
+        other = solver.for_coarse_steps(48, calls, guidance)
         assert (other.name, other.config["solver_order"]) == ("DPMSolverMultistepScheduler", 3)
         assert dict(other.config) | {"solver_order": 2} == dict(solver.config)
 
