@@ -267,9 +267,7 @@ def grids(settings: Settings, pipe: Any) -> dict[str, Any]:
 
 
 def strong(settings: Settings, pipe: Any) -> dict[str, Any]:
-    """The same for stronger guidance, in two rounds of moves; and from noise of nobody's bank, where places are all that
-    redi chooses.
-    """
+    """The same for stronger guidance, in two rounds of moves; and from noise of nobody's bank, without rows."""
     points: list[dict[str, Any]] = []
     plans: dict[str, str] = {}
     for scale in STRONGER[:1] if settings.quick else STRONGER:
