@@ -1,7 +1,7 @@
-"""Where a few model calls are best made, as `python -m benchmarks.quality grids strong` found on the bundled model.
+"""Where a few model calls are best made: found by `python -m benchmarks.quality grids places`, on the bundled model.
 
-With few calls the places decide more than anything else: strong guidance wants more of them at high noise, and an even
-spread over Karras noise levels, which wastes some near the end, suits many calls or weak guidance.
+With few calls their places decide more than anything else. On Karras noise levels a first step and a last one that are
+longer than those between serve best, the last the longer the stronger guidance is; an even spread suits many calls.
 """
 
 from __future__ import annotations
@@ -14,21 +14,25 @@ _AT: Final[Mapping[int, Mapping[float, tuple[int, ...]]]] = {  # calls → guida
     3: {3.0: (0, 19, 29), 6.0: (0, 20, 28)},
     4: {3.0: (0, 14, 23, 30), 6.0: (0, 16, 24, 29)},
     5: {3.0: (0, 11, 20, 28, 35), 6.0: (0, 11, 19, 25, 30)},
-    6: {3.0: (0, 7, 15, 22, 29, 36), 6.0: (0, 10, 17, 22, 27, 32)},
-    7: {3.0: (0, 8, 15, 21, 27, 34, 41), 6.0: (0, 10, 16, 20, 24, 29, 34)},
+    6: {3.0: (0, 11, 18, 24, 31, 38), 6.0: (0, 10, 17, 22, 27, 32)},
+    7: {3.0: (0, 8, 15, 21, 27, 33, 39), 6.0: (0, 10, 16, 20, 24, 29, 34)},
     8: {
-        3.0: (0, 6, 12, 18, 24, 30, 36, 42),
-        6.0: (0, 8, 13, 17, 21, 25, 29, 34),
+        3.0: (0, 7, 13, 18, 23, 28, 33, 39),
+        6.0: (0, 8, 13, 18, 23, 28, 33, 38),
         7.5: (0, 8, 13, 17, 21, 25, 29, 33),
     },
     9: {
-        3.0: (0, 5, 11, 16, 21, 27, 32, 37, 43),
-        6.0: (0, 8, 12, 16, 20, 23, 27, 31, 36),
+        3.0: (0, 6, 12, 17, 22, 26, 31, 36, 42),
+        6.0: (0, 7, 11, 16, 20, 24, 28, 33, 37),
         7.5: (0, 8, 13, 17, 20, 23, 27, 31, 35),
     },
-    10: {3.0: (0, 5, 10, 14, 19, 24, 29, 34, 38, 43), 6.0: (0, 7, 11, 15, 19, 22, 25, 28, 32, 36)},
+    10: {
+        3.0: (0, 6, 10, 14, 18, 22, 26, 30, 34, 40),
+        6.0: (0, 7, 11, 15, 19, 22, 26, 30, 34, 38),
+        7.5: (0, 7, 11, 15, 19, 22, 25, 28, 32, 36),
+    },
     12: {
-        3.0: (0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44),
+        3.0: (0, 5, 9, 13, 17, 21, 24, 28, 32, 36, 40, 44),
         6.0: (0, 7, 10, 13, 16, 19, 22, 25, 28, 31, 35, 39),
     },
 }

@@ -155,6 +155,24 @@ def served(
     return Way(f"{name} {calls}", rows=rows, **given | changes)
 
 
+def measured(
+    lab: Lab, ways: Sequence[Way], rows: Mapping[str, Any], prompts: Sequence[str]
+) -> tuple[Judge, list[Made]]:
+    """Latents of the fine solve and of every way, and who judges them."""
+    made = lab.sample([fine(), *ways], dict(rows), prompts)
+    return Judge(lab, prompts, made[0]), made[1:]
+
+
+def one_noise(settings: Settings, pipe: Any, **more: Any) -> Lab:
+    """Studies have one noise: what they compare is paired."""
+    return Lab(dataclasses.replace(settings, noises=1), pipe, **more)
+
+
+def scaled(lab: Lab) -> KnowledgeBase:
+    """Rows of the lab's guidance scale."""
+    return lab.rows(f"guidance-{lab.guidance:g}", min(2048, lab.settings.rows))
+
+
 def arguments(
     argv: Sequence[str] | None, doc: str | None, studies: Sequence[str]
 ) -> tuple[argparse.Namespace, Settings]:

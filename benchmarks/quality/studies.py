@@ -14,24 +14,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks import bundled
 from benchmarks.paper import report
-from benchmarks.paper.common import Made
 from benchmarks.paper.measures import Judge
 from benchmarks.paper.settings import Settings, spread
 from benchmarks.paper.ways import Way
 from benchmarks.quality import plain
-from benchmarks.quality.lab import BUDGETS, STEPS, Lab, at, coarse, evenly, fine, placed, served
-from redi import NNLS, Affine, Combiner, KnowledgeBase, Kriging, LeastSquares, Nearest, Plan, zoo
-from redi.metrics import latent_error
+from benchmarks.quality.lab import BUDGETS, coarse, evenly, served
+from redi import NNLS, Affine, Combiner, Kriging, LeastSquares, Nearest, zoo
 
 COMPARED: Final = ("frechet_latents", "latent_error", "text_score")
 PLAINLY: Final[Mapping[int, str]] = {5: "deis-linspace", 8: "deis-karras", 16: "unipc-karras"}
 """The best plain solver of a budget as `frontier` finds it."""
 USUAL: Final = "as it is"
 AWAY: Final = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
-FEWER: Final = 1024
-"""Rows of a noise that places are moved on: every try derives a table."""
 SIZES: Final = (100, 300, 1000, 3000)  # and all
 RIVALS: Final = {
     "deis-karras": 0,
@@ -42,7 +37,6 @@ RIVALS: Final = {
 }
 """The plain solvers that `frontier` finds best, and one that suits strong guidance; from how many calls."""
 SCALES: Final = (1.5, 3.0, 4.5, 6.0, 7.5)
-STRONGER: Final = (4.5, 6.0, 7.5)
 GPU_HOURS_BUY: Final = 100_000  # rows: the size to which the rows' curve is extrapolated
 
 
@@ -70,19 +64,6 @@ class Study:
     measure: Callable[[Settings, Any], dict[str, Any]]
     tables: Callable[[Mapping[str, Any]], list[str]]
     plot: Callable[[Mapping[str, Any], Path], None]
-
-
-def measured(
-    lab: Lab, ways: Sequence[Way], rows: Mapping[str, Any], prompts: Sequence[str]
-) -> tuple[Judge, list[Made]]:
-    """Latents of the fine solve and of every way, and who judges them."""
-    made = lab.sample([fine(), *ways], dict(rows), prompts)
-    return Judge(lab, prompts, made[0]), made[1:]
-
-
-def one_noise(settings: Settings, pipe: Any, **more: Any) -> Lab:
-    """Studies have one noise: what they compare is paired."""
-    return Lab(dataclasses.replace(settings, noises=1), pipe, **more)
 
 
 def budgets(settings: Settings) -> tuple[int, ...]:
@@ -214,11 +195,6 @@ def guidance(settings: Settings, pipe: Any) -> dict[str, Any]:
     return {"points": points, "against": compared, "worse": worse(compared)}
 
 
-def scaled(lab: Lab) -> KnowledgeBase:
-    """Rows of the lab's guidance scale."""
-    return lab.rows(f"guidance-{lab.guidance:g}", min(2048, lab.settings.rows))
-
-
 def worse(compared: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Where a plain solver was nearer to the fine solve, and where that is significant."""
     return [dict(row) for row in compared if row["latent_error"][0] > 0 and row["latent_error_p"] < 0.05]
@@ -251,93 +227,6 @@ def teacher(settings: Settings, pipe: Any) -> dict[str, Any]:
     ways = [Way(f"{name} {n}", name, n) for name in names for n in ((8,) if settings.quick else (20, 40, 80))]
     made = lab.sample([truth, *ways], {}, lab.queries)
     return {"points": Judge(lab, lab.queries, made[0]).table(ways, made[1:])}
-
-
-# --- grids ----------------------------------------------------------------------------------------------------------
-
-
-def grids(settings: Settings, pipe: Any) -> dict[str, Any]:
-    """Where calls are best made: places move one by one from where they are served, judged on train prompts that are
-    no rows; then all are compared on queries.
-    """
-    lab = one_noise(settings, pipe)
-    kb = lab.rows("rows", settings.rows, settings.noises)
-    points, plans = placing(lab, kb, (3,) if settings.quick else (3, 4, 5, 6, 8, 10), most=40)
-    return {"points": points, "plans": plans, "rows": len(kb)}
-
-
-def strong(settings: Settings, pipe: Any) -> dict[str, Any]:
-    """The same for stronger guidance, in two rounds of moves; and from noise of nobody's bank, without rows."""
-    points: list[dict[str, Any]] = []
-    plans: dict[str, str] = {}
-    for scale in STRONGER[:1] if settings.quick else STRONGER:
-        lab = one_noise(settings, pipe, guidance=scale)
-        kb = scaled(lab)
-        found, where = placing(lab, kb, (3,) if settings.quick else (4, 6, 8, 10), most=2)
-        points += [{**p, "guidance": scale, "bank": True} for p in found]
-        plans |= {f"{way}, guidance {scale:g}": plan for way, plan in where.items()}
-        far = one_noise(settings, pipe, guidance=scale, away=1.0)
-        ways = [served(p["calls"], p["way"].rpartition(" ")[0], plan=where[p["way"]], neighbors=0) for p in found]
-        judge, made = measured(far, ways, {"rows": kb}, far.queries)
-        points += [{**p, "guidance": scale, "bank": False} for p in judge.table(ways, made)]
-    return {"points": points, "plans": plans}
-
-
-def placing(
-    lab: Lab, kb: KnowledgeBase, calls: Sequence[int], most: int
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Measures of calls that are spread evenly, served and moved (and served as with weak guidance); their plans.
-
-    Args:
-        lab: with the guidance of the rows.
-        kb: the rows.
-        calls: numbers of calls.
-        most: rounds of moves.
-    """
-    quick = lab.settings.quick
-    prompts = spread(zoo.prompts("emoji", "train")[12_032:], 4 if quick else 64)
-    reference = lab.sample([fine()], {}, prompts)[0].latents
-
-    def way(name: str, n: int, plan: str, **changes: Any) -> Way:
-        return served(n, name, guidance=lab.guidance, plan=plan, **changes)
-
-    def error(places: Sequence[int]) -> float:
-        tried = way("tried", len(places), at(places), most=None if quick else FEWER)
-        (made,) = lab.sample([tried], {"rows": kb}, prompts)
-        return latent_error(made.latents.flatten(0, 1), reference.flatten(0, 1))
-
-    ways: list[Way] = []
-    for n in calls:
-        own = placed(n, lab.guidance)
-        found = moved([s.start for s in Plan.parse(own).segments], error, most=1 if quick else most)
-        named = {"evenly spread": evenly(n), "as with weak guidance": placed(n), "moved": at(found), "redi": own}
-        if lab.guidance == bundled.GUIDANCE:
-            del named["as with weak guidance"]
-        ways += [way(name, n, plan) for name, plan in named.items()]
-    judge, made = measured(lab, ways, {"rows": kb}, lab.queries)
-    return judge.table(ways, made), {w.name: str(w.plan) for w in ways}
-
-
-def moved(places: Sequence[int], error: Callable[[Sequence[int]], float], most: int) -> list[int]:
-    """The places after moves by one entry each that lowered the error; the first place stays.
-
-    Args:
-        places: ascending, from 0.
-        error: of places.
-        most: rounds over all places.
-    """
-    best, least = list(places), error(places)
-    for _ in range(most):
-        before = least
-        for i in range(1, len(best)):
-            for step in (-1, 1):
-                tried = [*best[:i], best[i] + step, *best[i + 1 :]]
-                ascending = tried == sorted(set(tried)) and tried[-1] < STEPS
-                if ascending and (e := error(tried)) < least:
-                    best, least = tried, e
-        if least == before:
-            break
-    return best
 
 
 # --- shown ----------------------------------------------------------------------------------------------------------
@@ -378,8 +267,8 @@ def kind(p: Mapping[str, Any]) -> str:
 
 
 STUDIES: Final[Mapping[str, Study]] = {
-    "grids": Study(grids, plain_tables, lines("calls", "model calls per picture")),
-    "strong": Study(strong, plain_tables, lines("calls", "model calls per picture")),
+    "grids": Study(where.grids, plain_tables, lines("calls", "model calls per picture")),
+    "places": Study(where.places, plain_tables, lines("calls", "model calls per picture")),
     "choices": Study(choices, plain_tables, lines("calls", "model calls per picture")),
     "rows": Study(rows, plain_tables, lines("rows", "rows of the noise")),
     "noises": Study(noises, plain_tables, lines("eta", "η, distance from the bank's noise")),

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import bundled
 from benchmarks.quality import __main__ as command
-from benchmarks.quality import lab, plain, studies
+from benchmarks.quality import lab, plain, studies, where
 from benchmarks.quality.frontier import matching
 
 
@@ -91,8 +91,8 @@ def test_rows_that_halve_the_error_have_that_exponent() -> None:
 def test_places_are_moved_to_where_the_error_is_least() -> None:
     wanted = [0, 3, 17, 31]
     error = lambda places: sum(abs(a - b) for a, b in zip(places, wanted, strict=True))  # noqa: E731
-    assert studies.moved([0, 10, 20, 30], error, most=40) == wanted
-    assert studies.moved([0, 10, 20, 30], error, most=1) == [0, 9, 19, 31]
+    assert where.moved([0, 10, 20, 30], error, most=40) == wanted
+    assert where.moved([0, 10, 20, 30], error, most=1) == [0, 9, 19, 31]
 
 
 def test_every_spacing_of_every_family_is_a_solver(pipe: Any) -> None:
