@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import bundled
-from benchmarks.paper.common import World
+from benchmarks.paper.common import Made, World
 from benchmarks.paper.denoiser import Denoiser
+from benchmarks.paper.measures import Judge
 from benchmarks.paper.settings import Settings
 from benchmarks.paper.ways import Way
 from benchmarks.quality import plain
