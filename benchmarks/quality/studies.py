@@ -19,7 +19,7 @@ from benchmarks.paper.measures import Judge
 from benchmarks.paper.settings import Settings, spread
 from benchmarks.paper.ways import Way
 from benchmarks.quality import plain, where
-from benchmarks.quality.lab import BUDGETS, Lab, coarse, evenly, fine, measured, one_noise, scaled, served
+from benchmarks.quality.lab import BUDGETS, coarse, evenly, measured, one_noise, scaled, served
 from redi import NNLS, Affine, Combiner, Kriging, LeastSquares, Nearest, zoo
 
 COMPARED: Final = ("frechet_latents", "latent_error", "text_score")
