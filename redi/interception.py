@@ -10,7 +10,8 @@ import functools
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -158,8 +159,23 @@ class Interception:
         for name in (*_IN_PIPELINE, _SLOT):
             vars(pipe).pop(name, None)
         vars(pipe).update(self._before)
-        if any(pipe.scheduler is own for own in (self.scheduler, *self.others)):  # one put there since stays
+        if self.stands_in(pipe.scheduler):  # one put there since stays
             pipe.scheduler = self._scheduler
+
+    def stands_in(self, scheduler: Any) -> bool:
+        """Whether this is one that was put in the place of the pipeline's own."""
+        return any(scheduler is ours for ours in (self.scheduler, *self.others))
+
+    @contextmanager
+    def own_scheduler(self) -> Generator[None]:
+        """For the block, the pipeline has its own again, unless it was given another since."""
+        serving = self.pipe.scheduler
+        if self.stands_in(serving):
+            self.pipe.scheduler = self._scheduler
+        try:
+            yield
+        finally:
+            self.pipe.scheduler = serving
 
 
 def starts_from_picture(pipe: Any) -> bool:
@@ -208,11 +224,8 @@ def _calling_us(cls: type) -> type:
         return vars(pipe)[_SLOT].listener.call(pipe, functools.partial(proceed, pipe), arguments, given)
 
     def save_pretrained(pipe: Any, *args: Any, **kwargs: Any) -> Any:
-        serving, pipe.scheduler = pipe.scheduler, vars(pipe)[_SLOT]._scheduler
-        try:
+        with vars(pipe)[_SLOT].own_scheduler():
             return cls.save_pretrained(pipe, *args, **kwargs)  # type: ignore[attr-defined]
-        finally:
-            pipe.scheduler = serving
 
     ours = {"__call__": call, "save_pretrained": functools.wraps(cls.save_pretrained)(save_pretrained)}  # type: ignore[attr-defined]
     named = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}  # what is saved says what to load

@@ -6,6 +6,7 @@ solvers that call the model twice in a step (Heun) or repeat an entry (PLMS).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -104,7 +105,14 @@ class Plan:
             calls: how many.
             fine: steps of the schedule.
             guidance: classifier-free guidance scale: strong guidance wants more of a few calls at high noise.
+
+        Raises:
+            PlanError: calls that the schedule has not, or guidance that is no number.
         """
+        if not math.isfinite(guidance):
+            raise PlanError(
+                f"guidance must be a finite number, given {guidance!r}; give the scale that calls will have"
+            )
         return cls.of(places(calls, fine, guidance), fine) if 0 < calls <= fine else cls.coarse(calls, fine)
 
     @classmethod

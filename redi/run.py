@@ -77,7 +77,7 @@ class Run(ABC):
 @final
 @dataclass
 class PlainRun(Run):
-    """The plain solver serves."""
+    """No engine serves: the pipeline runs as it does without redi."""
 
     def step(self, proceed: Proceed, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
         """The scheduler's step alone."""

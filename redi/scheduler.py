@@ -129,10 +129,20 @@ def enable(
         eight_bits=eight_bits,
     )
     made = {mark_of(s): s.scheduler() for s in (e.solver for e in engines) if isinstance(s, DiffusersSolver)}
-    schedulers, own = [made[mark_of(e.solver)] for e in engines], copy.deepcopy(pipe.scheduler)
+    schedulers, own = [made[mark_of(e.solver)] for e in engines], _copied(pipe) if on_mismatch == "plain" else None
     server = Server(engines, schedulers, own, loop_code(pipe), on_mismatch, on_miss, seed, parts=parts_of(pipe))
     first, *others = made.values()
-    Interception(pipe, first, server, (*others, own)).install()
+    Interception(pipe, first, server, others if own is None else (*others, own)).install()
+
+
+def _copied(pipe: Any) -> Any:
+    try:
+        return copy.deepcopy(pipe.scheduler)
+    except Exception as e:  # whatever it holds may refuse in its own way
+        raise InvalidInputError(
+            f"on_mismatch='plain' needs a copy of the {type(pipe.scheduler).__name__}, which cannot be made ({e}); "
+            "use on_mismatch='error', or give the pipeline a scheduler made from its config"
+        ) from e
 
 
 def disable(pipe: Any) -> None:

@@ -32,7 +32,7 @@ class Server(Listener):
     Args:
         engines: of one knowledge base; of two with equal steps the first serves.
         schedulers: the one that the pipeline runs with for each engine; those of one solver share it.
-        own: like the pipeline's, for calls that no engine serves.
+        own: a copy of the pipeline's, for calls that no engine serves; None where there are none.
         loop_code: of the pipeline's loop.
         on_mismatch: what a call with other settings gets.
         on_miss: what a sample without near rows gets; None is what its plan gives.
@@ -95,7 +95,8 @@ class Server(Listener):
             return out
         finally:
             self.run = None
-            run.scheduler.timesteps = run.scheduler.timesteps.as_subclass(Tensor)  # a jump's know their run
+            if isinstance(run, JumpRun) and isinstance(run.scheduler.timesteps, Tensor):  # they know their run
+                run.scheduler.timesteps = run.scheduler.timesteps.as_subclass(Tensor)
 
     def unchanged(self, pipe: Any) -> None:
         """Refuse a pipeline some part of which was put in another's place since redi was enabled.

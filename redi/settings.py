@@ -24,9 +24,9 @@ class Decision:
     """How a call is served.
 
     Args:
-        engine: the plan's, or None for the plain solver.
-        arguments: the call's, with what it left open filled in from the knowledge base.
-        notes: why the plain solver serves, if it does.
+        engine: the plan's, or None for the pipeline as it is without redi.
+        arguments: the call's; for an engine, with what it left open filled in from the knowledge base.
+        notes: why no engine serves, if none does.
     """
 
     engine: ReDiEngine | None
@@ -48,7 +48,7 @@ def decide(
         pipe: the pipeline that is called.
         arguments: the call's, defaults filled in.
         given: the names its caller gave.
-        on_mismatch: whether other settings are an error or served by the plain solver.
+        on_mismatch: whether other settings are an error or served as without redi.
 
     Raises:
         FingerprintMismatchError: the settings differ, and that is to be an error.
@@ -101,9 +101,11 @@ def decide(
         raise FingerprintMismatchError(
             differences,
             "call the pipeline with the knowledge base's settings, or enable it with on_mismatch='plain' "
-            "to run the plain solver where they differ",
+            "to run it as without redi where they differ",
         )
-    return Decision(None, filled, (f"plain solver: {', '.join(sorted(differences))} differ from the knowledge base's",))
+    return Decision(
+        None, arguments, (f"plain solver: {', '.join(sorted(differences))} differ from the knowledge base's",)
+    )
 
 
 def _unasked(engines: Sequence[ReDiEngine]) -> ReDiEngine | None:

@@ -193,6 +193,7 @@ def test_unreadable_plans_show_the_forms(text):
         lambda: Plan.coarse(11, 10),
         lambda: Plan.placed(0, 10, guidance=3.0),
         lambda: Plan.placed(11, 10, guidance=7.5),
+        lambda: Plan.placed(8, 40, guidance=float("nan")),
         lambda: Plan.of([], 10),
         lambda: Plan.of([1, 2], 10),
         lambda: Plan.of([0, 10], 10),
@@ -204,5 +205,5 @@ def test_unreadable_plans_show_the_forms(text):
     ],
 )
 def test_impossible_plans_are_refused(make):
-    with pytest.raises(PlanError, match=r"\d|segment"):
+    with pytest.raises(PlanError, match=r"\d|segment|given nan"):
         make()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -390,9 +391,10 @@ def test_several_plans_are_served_by_their_steps(tmp_path: Path) -> None:
         latents(pipe, "a red fox", num_inference_steps=5)
 
 
-def test_an_enabled_pipeline_saves_as_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize("plan", ["coarse:5/12", "jump:3:7/12"])
+def test_an_enabled_pipeline_saves_as_itself(tmp_path: Path, plan: str) -> None:
     pipe = with_scheduler(pipeline(), "dpm")
-    kb = knowledge_base(pipe, tmp_path / "kb", "jump:3:7/12")
+    kb = knowledge_base(pipe, tmp_path / "kb", plan)
     redi.enable(pipe, kb)
     latents(pipe)
     pipe.save_pretrained(tmp_path / "saved")
@@ -403,6 +405,15 @@ def test_an_enabled_pipeline_saves_as_itself(tmp_path: Path) -> None:
     assert torch.equal(
         latents(loaded, num_inference_steps=4, generator=g(1)), latents(pipe, num_inference_steps=4, generator=g(1))
     )
+
+
+def test_a_scheduler_that_was_set_meanwhile_is_saved(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "dpm")
+    redi.enable(pipe, knowledge_base(pipe, tmp_path / "kb", "coarse:5/12"))
+    with_scheduler(pipe, "euler")
+    pipe.save_pretrained(tmp_path / "saved")
+    loaded = StableDiffusionPipeline.from_pretrained(tmp_path / "saved", safety_checker=None)
+    assert type(loaded.scheduler) is type(pipe.scheduler) is EulerDiscreteScheduler
 
 
 def test_an_error_in_the_call_leaves_the_pipeline_usable(tmp_path: Path) -> None:
@@ -504,18 +515,44 @@ def test_a_jump_in_half_precision_carries_its_history(tmp_path: Path, cls: Any) 
     assert relative(leapt.float(), fine.float()) <= 1e-2
 
 
-def test_a_plain_call_between_leaping_ones_is_plain(tmp_path: Path) -> None:
-    pipe = with_scheduler(pipeline(), "unipc")
+@pytest.mark.parametrize("scheduler", ["unipc", "dpm"])
+def test_a_plain_call_between_leaping_ones_is_plain(tmp_path: Path, scheduler: str) -> None:
+    pipe = with_scheduler(pipeline(), scheduler)
     kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
 
-    def run(steps: int) -> Tensor:
-        return latents(pipe, num_inference_steps=steps, generator=torch.Generator().manual_seed(1))
+    def run(**settings: Any) -> Tensor:
+        settings = {"output_type": "latent", "generator": torch.Generator().manual_seed(1)} | settings
+        return pipe("a red fox", **settings).images
 
-    plain = run(7)
+    others = [
+        {"num_inference_steps": 7},
+        {"guidance_scale": 5.0, "num_inference_steps": 5},
+        {"negative_prompt": "ugly"},
+    ]
+    plain = [run(**other) for other in others]  # of the last, steps and guidance are the pipeline's to choose
     redi.enable(pipe, kb, on_mismatch="plain")
-    leapt = run(5)
-    assert torch.equal(run(7), plain)
-    assert torch.equal(run(5), leapt)
+    leapt = run(num_inference_steps=5, guidance_scale=GUIDANCE)
+    for other, expected in zip(others, plain, strict=True):
+        assert torch.equal(run(**other), expected)
+        assert torch.equal(run(num_inference_steps=5, guidance_scale=GUIDANCE), leapt)
+
+
+def test_a_plain_call_that_fails_says_why(tmp_path: Path) -> None:
+    pipe = pipeline()
+    kb = knowledge_base(with_scheduler(pipe, "dpm"), tmp_path, "coarse:5/12")
+    with_scheduler(pipe, "pndm")  # which has no timesteps yet
+    redi.enable(pipe, kb, on_mismatch="plain")
+    with pytest.raises(ValueError, match="prompt_embeds"):
+        pipe(None, num_inference_steps=4)
+
+
+def test_a_scheduler_without_a_copy_is_named_where_one_is_needed(tmp_path: Path) -> None:
+    pipe = with_scheduler(pipeline(), "dpm")
+    kb = knowledge_base(pipe, tmp_path, "coarse:5/12")
+    pipe.scheduler.lock = threading.Lock()
+    with pytest.raises(InvalidInputError, match=r"cannot pickle '_thread.lock' object.*on_mismatch='error'"):
+        redi.enable(pipe, kb, on_mismatch="plain")
+    redi.enable(pipe, kb)
 
 
 def test_an_interrupted_jump_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ _LONGEST: Final = (2**31 - 1) // 128**2  # columns: products of two digits then 
 _SHORTEST: Final = 32  # columns: keys of fewer are read as fast as they are
 _STRETCH: Final = 1 << 20  # numbers coded at once
 _SMALLEST: Final = 2.0**-100  # a unit
+_FLUSHED: Final = 2.0**-125  # numbers below this may be taken for zero
 _SUMMED: Final = 2.0**-6  # what a float32 norm of so many numbers loses at most
 _ROUNDING: Final = 2.0**-30  # generous: the share of ‖y‖² and of ‖u‖² that is lost in the few float64 operations here
 
@@ -57,8 +58,8 @@ class Codes:
             squared: ‖y_i‖².
         """
         n, d = keys.shape
-        digits = torch.empty(n, d, dtype=torch.int8)
-        unit, lost = torch.empty(2, n, dtype=torch.float64)
+        digits = torch.empty(n, d, dtype=torch.int8, device=keys.device)
+        unit, lost = torch.empty(2, n, dtype=torch.float64, device=keys.device)
         rows = max(1, _STRETCH // d)
         for top in range(0, n, rows):
             part = slice(top, top + rows)
@@ -69,7 +70,7 @@ class Codes:
             unit[part], digits[part] = s, c
             lost[part] = y.sub_(c).norm(dim=1)
         length = squared.sqrt()
-        lost = lost.mul_(unit).mul_(1 + _SUMMED).add_(length, alpha=2.0**-20)
+        lost = lost.mul_(unit).mul_(1 + _SUMMED).add_(length, alpha=2.0**-20).add_(d**0.5 * _FLUSHED)
         return cls(digits, unit, squared, lost, length + lost)
 
     def compared(self, u: Float64[Tensor, "b d"]) -> tuple[Float64[Tensor, "b n"], Float64[Tensor, "b n"]]:
@@ -110,5 +111,5 @@ def _multiplies_integers() -> bool:
     vnni: Any = getattr(torch.cpu, "_is_vnni_supported", None)
     if vnni is None or not vnni() or not hasattr(torch, "_int_mm"):
         return False
-    codes = torch.arange(97 * 64).remainder(2 * _LARGEST + 1).sub(_LARGEST).view(97, 64).to(torch.int8)
+    codes = torch.arange(97 * 64, device="cpu").remainder(2 * _LARGEST + 1).sub(_LARGEST).view(97, 64).to(torch.int8)
     return torch.equal(_integer_product(codes, codes[:6].T).double(), codes.double() @ codes[:6].double().T)

@@ -196,8 +196,8 @@ class Exact(Retriever):
     Args:
         chunk_bytes: size of the float32 tile that is multiplied; a megabyte at most where a CPU must convert it.
         device: where keys are held and multiplied. On "cpu" they stay where they are, memory map or not.
-        code_bytes: memory that eight-bit codes of the keys may take, one for each number of a key; 0 keeps none. They
-            narrow the search on CPUs that multiply such integers quickly.
+        code_bytes: memory that eight-bit codes of the keys may take, one for each number of a key (and 32 for the key);
+            0 keeps none. The first search makes them; they narrow all on CPUs that multiply such integers quickly.
     """
 
     chunk_bytes: int = 1 << 24
@@ -242,8 +242,8 @@ def within(a: Float64[Tensor, "b n"], tau: Float64[Tensor, "b n"], k: int) -> Te
 
 
 def few(candidates: Tensor, k: int) -> bool:
-    """Whether so few keys are left that another pass over all of them costs more than these."""
-    return int(candidates.sum()) <= max(candidates.numel() // 8, 8 * k * len(candidates))
+    """Whether so few keys are left that another pass over all of them, which queries share, costs more than these."""
+    return int(candidates.sum()) <= max(candidates.shape[1] // 8, 4 * k * len(candidates))
 
 
 def error_of_sums(d: int, width: int) -> float:

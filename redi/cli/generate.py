@@ -56,7 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--on-mismatch",
         choices=("error", "plain"),
         default="error",
-        help="what settings other than the knowledge base's get: an error, or the plain solver",
+        help="what settings other than the knowledge base's get: an error, or a run as without redi",
     )
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures generated together")
     models.configure(parser)

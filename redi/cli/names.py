@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from redi.errors import InvalidInputError, ReDiError, UnsupportedSolverError
+from redi.errors import InvalidInputError, PlanError, ReDiError, UnsupportedSolverError
 
 if TYPE_CHECKING:
     from redi.backends import Retriever
@@ -177,8 +177,13 @@ def plans(text: str, few: Callable[[int, int], Plan] | None = None) -> Sequence[
     from redi.plan import Plan
 
     def read(part: str) -> Plan:
-        m = few and _FEW.fullmatch(part)
-        return few(int(m[1]), int(m[2])) if few and m else Plan.parse(part)
+        if not part.startswith("few:"):
+            return Plan.parse(part)
+        if few is None:
+            raise PlanError(f"{part} is placed when a knowledge base is built; name the plan as redi info KB shows it")
+        if not (m := _FEW.fullmatch(part)):
+            raise PlanError(f"cannot read plan {part!r}; write it as 'few:CALLS/FINE', e.g. few:8/40")
+        return few(int(m[1]), int(m[2]))
 
     # an `at:` plan has commas of its own, before digits
     return list(dict.fromkeys(read(part) for part in re.split(r",\s*(?=[a-z])", text.strip())))

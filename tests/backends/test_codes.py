@@ -140,3 +140,34 @@ def test_codes_take_no_more_memory_than_they_may() -> None:
     keys = torch.zeros(100, 64)
     assert not Codes.pay(keys, 6399)
     assert Codes.pay(keys, 6400) == codes_module._multiplies_integers()
+
+
+def test_the_default_device_is_of_no_matter() -> None:
+    keys = some(300, 64, 5).numpy()
+    with torch.device("meta"):
+        codes_module._multiplies_integers.cache_clear()
+        found = Exact().build(keys).search(keys[:5], 4)
+    np.testing.assert_array_equal(found.ids, brute_force(keys, keys[:5], 4).ids)
+
+
+def test_the_bound_holds_where_small_numbers_are_taken_for_zero() -> None:
+    keys = (1 + some(200, 64, 6, 2.0**-3)) * 2.0**-125
+    middle = keys.mean(0)
+    true = keys.double() - middle.double()
+    before = torch.set_flush_denormal(True)
+    try:
+        found, off = coded(keys, middle).compared(true[:5])
+    finally:
+        torch.set_flush_denormal(False)
+    assert before
+    assert ((found - (true.square().sum(1) - 2 * true[:5] @ true.T)).abs() <= off).all()
+
+
+def test_batches_do_not_look_twice_at_many_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codes that leave more than the float pass would are not what a batch is searched by."""
+    monkeypatch.setattr(Codes, "pay", staticmethod(lambda keys, most: True))
+    keys = torch.randn(2000, 4096, generator=torch.Generator().manual_seed(7)).numpy()
+    index = Exact().build(keys)
+    assert isinstance(index, ExactIndex)
+    u = torch.from_numpy(keys[:16]).double() - index.centre.double()
+    assert int(index._candidates(u, 8).sum()) <= max(len(keys) // 8, 4 * 8 * 16)

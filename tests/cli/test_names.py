@@ -138,6 +138,13 @@ def test_few_calls_are_placed_for_the_guidance_on_karras_levels() -> None:
     assert names.plans("few:8/40", names.placing(names.fine_solver(FLOW), 4.0)) == [Plan.coarse(8, 40)]
 
 
+def test_few_calls_that_cannot_be_placed_say_how_or_where() -> None:
+    with pytest.raises(PlanError, match=r"few:8/40 is placed when .* redi info"):
+        names.plans("few:8/40")
+    with pytest.raises(PlanError, match="'few:CALLS/FINE'"):
+        names.plans("few:8", Plan.coarse)
+
+
 @pytest.mark.parametrize("text", ["", "coarse:8", "coarse:8/40,", "leap:1/2", "jump:8:5/20", "few:8/40"])
 def test_plans_that_are_none(text: str) -> None:
     with pytest.raises(PlanError):
