@@ -122,7 +122,7 @@ def fine() -> Way:
 
 def coarse(calls: int, guidance: float = bundled.GUIDANCE) -> str:
     """Whose coarse steps are corrected, as `DiffusersSolver.for_coarse_steps` chooses them."""
-    third = (calls >= 16 and guidance <= 3) or (calls >= 24 and guidance <= 6)
+    third = any(guidance <= scale and calls >= least for scale, least in ((1.5, 12), (3.0, 16), (6.0, 24)))
     return "dpmsolver++3-karras" if third else "deis-karras"
 
 
