@@ -24,7 +24,7 @@ from redi.solvers.specs import find_spec
 
 __all__ = ["DiffusersSolver", "advance", "install", "require_grid", "restore", "schedule_of", "snapshot", "stepping"]
 
-_THIRD_ORDER: Final = ((1.5, 12), (3.0, 16), (6.0, 24))  # up to which guidance scale it is better, and from how many calls
+_THIRD_ORDER: Final = ((1.5, 12), (3.0, 16), (6.0, 24))  # up to which guidance scale it is better, from how many calls
 
 
 @final
