@@ -77,6 +77,7 @@ def test_real_keys_are_judged_by_the_picture_too(document: Any) -> None:
     assert all("leap" not in r for r in document["rows"] if r["synthetic"])
 
 
+@pytest.mark.slow
 def test_it_leaves_a_table_and_plots_and_goes_on_from_what_is_there(document: Any, folder: Path) -> None:
     with (folder / "quick.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(document["rows"])

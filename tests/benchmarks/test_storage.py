@@ -12,6 +12,7 @@ from benchmarks import storage
 from redi import zoo
 
 
+@pytest.mark.slow
 def test_a_quick_look_compares_every_way(tmp_path: Path) -> None:
     file = tmp_path / "storage.json"
     assert storage.main(["--quick", "--json", str(file)], zoo.load("emoji")) == 0
