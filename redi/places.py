@@ -1,4 +1,4 @@
-"""Where a few model calls are best made: found by `python -m benchmarks.quality grids places`, on the bundled model.
+"""Where a few model calls are best made, on the bundled model: `python -m benchmarks.quality places` compares.
 
 With few calls their places decide more than anything else. On Karras noise levels a first step and a last one that are
 longer than those between serve best, the last the longer the stronger guidance is; an even spread suits many calls.
@@ -39,24 +39,23 @@ _AT: Final[Mapping[int, Mapping[float, tuple[int, ...]]]] = {  # calls → guida
 }
 
 
-def places(calls: int, fine: int, guidance: float) -> list[int]:
-    """Steps of a schedule of `fine` on Karras noise levels at which so many calls are made.
+def places(calls: int, fine: int, guidance: float) -> list[int] | None:
+    """Steps of a schedule of `fine` on Karras noise levels at which so many calls are made; None is an even spread.
 
-    Between the scales that were measured places move linearly with guidance, beyond them they stay. Calls for which
-    nothing better was found than an even spread, and schedules too short for the places, are spread evenly.
+    Between the scales that were measured places move linearly with guidance, beyond them they stay. There is none
+    for calls for which nothing better was found than an even spread, and in schedules that are too short.
 
     Args:
-        calls: 1 … fine.
+        calls: how many.
         fine: steps of the schedule.
         guidance: classifier-free guidance scale.
     """
-    even = [round(i * fine / calls) for i in range(calls)]
     if calls not in _AT:
-        return even
+        return None
     known = _AT[calls]
     below = max((scale for scale in known if scale <= guidance), default=min(known))
     above = min((scale for scale in known if scale >= guidance), default=max(known))
     share = (guidance - below) / (above - below) if below < above else 0.0
     moved = [((1 - share) * a + share * b) * fine / _STEPS for a, b in zip(known[below], known[above], strict=True)]
     found = [round(at) for at in moved]
-    return found if found == sorted(set(found)) and found[-1] < fine else even
+    return found if found == sorted(set(found)) and found[-1] < fine else None

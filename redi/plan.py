@@ -113,7 +113,8 @@ class Plan:
             raise PlanError(
                 f"guidance must be a finite number, given {guidance!r}; give the scale that calls will have"
             )
-        return cls.of(places(calls, fine, guidance), fine) if 0 < calls <= fine else cls.coarse(calls, fine)
+        found = places(calls, fine, guidance)
+        return cls.coarse(calls, fine) if found is None else cls.of(found, fine)
 
     @classmethod
     def of(cls, called: Sequence[int], fine: int) -> Plan:

@@ -178,7 +178,7 @@ def test_where_there_is_no_terminal_progress_is_a_line_a_minute(
 
 
 # python may raise KeyboardInterrupt between the opening of a file and the block that would close it
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tmp'>:ResourceWarning")
 def test_interrupted_in_the_middle_and_taken_up_again(
     redi: Redi, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
