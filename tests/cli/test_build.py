@@ -177,8 +177,8 @@ def test_where_there_is_no_terminal_progress_is_a_line_a_minute(
     assert all(re.fullmatch(r"building .*kb: \d of 7, [\d.e-]+ row/s, [\d:]+ left", line) for line in lines), lines
 
 
-# python may raise KeyboardInterrupt between the opening of a file and the block that would close it
-@pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tmp'>:ResourceWarning")
+# python raises KeyboardInterrupt as soon as a call returns, thus also between `open` and the block that would close it
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_interrupted_in_the_middle_and_taken_up_again(
     redi: Redi, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
