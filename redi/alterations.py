@@ -6,7 +6,6 @@ Looked at in every call, so it costs a fraction of a millisecond where nothing w
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from typing import Any, Final
 
 import torch
@@ -36,8 +35,9 @@ def adapters(pipe: Any, parts: Iterable[torch.nn.Module]) -> tuple[str, ...]:
 
 def precision(net: Any) -> str:
     """The dtype a network computes in, and in what else its weights are stored."""
-    looked_at = list(islice(_parameters(net), _LOOKED_AT))
-    stored = sorted({kind for p in looked_at if (kind := _small(p))})
+    looked_at = _parameters(net)
+    kinds = {(type(p), p.dtype): p for p in looked_at}
+    stored = sorted({kind for p in kinds.values() if (kind := _small(p))})
     plain = looked_at and not stored and looked_at[0].is_floating_point()
     if plain and not getattr(net, "_keep_in_fp32_modules", None):
         return name_of(looked_at[0].dtype)  # what `net.dtype` says, which asks every module first: a millisecond
@@ -59,13 +59,14 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _parameters(net: Any) -> Iterator[torch.Tensor]:
-    """Every parameter, a module's own before those of its parts; `net.parameters()` puts names together for each."""
-    waiting: list[Any] = [net]
-    while waiting:
+def _parameters(net: Any) -> list[torch.Tensor]:
+    """The first parameters, a module's own before those of its parts; `net.parameters()` makes a name for each."""
+    waiting, found = [net], list[torch.Tensor]()
+    while waiting and len(found) < _LOOKED_AT:
         module = waiting.pop()
-        yield from (p for p in module._parameters.values() if p is not None)
-        waiting.extend(part for part in reversed(module._modules.values()) if part is not None)
+        found += [p for p in module._parameters.values() if p is not None]
+        waiting += [part for part in reversed(module._modules.values()) if part is not None]
+    return found
 
 
 def _small(p: torch.Tensor) -> str:
@@ -103,7 +104,7 @@ def _ip_adapters(net: Any) -> Iterator[str]:
 
 
 def _freeu(net: Any) -> Iterator[str]:
-    blocks = [[getattr(block, name, None) for name in _FREEU] for block in getattr(net, "up_blocks", ())]
+    blocks = [[vars(block).get(name) for name in _FREEU] for block in getattr(net, "up_blocks", ())]
     for values in {tuple(values) for values in blocks if None not in values}:
         yield f"FreeU({', '.join(f'{n}={v:g}' for n, v in zip(_FREEU, values, strict=True))})"
 

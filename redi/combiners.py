@@ -141,7 +141,8 @@ def combine(weights: Float[Tensor, "b k"], values: Float[Tensor, "b k *s"]) -> F
     """
     dtype = torch.promote_types(torch.promote_types(values.dtype, weights.dtype), torch.float32)
     w = weights.to(dtype).reshape(*weights.shape, *[1] * (values.ndim - 2))
-    terms = w * values.to(dtype)
+    terms = values.to(dtype)
+    terms = w * terms if terms is values else terms.mul_(w)  # what is our own needs no room for another
     return terms.sum(1) if terms.shape[1] > 1 else terms[:, 0]  # a sum begins with +0, which would lose −0
 
 
@@ -185,8 +186,7 @@ def ordinary_kriging(keys: Float[Tensor, "b k d"], q: Float[Tensor, "b d"], nugg
     k = keys.shape[1]
     between = _squared_distances(torch.cat([keys, q[:, None]], 1))
     scale = between[:, :k, :k].sum((-2, -1), keepdim=True) / max(1, k * (k - 1))
-    scale = torch.where(scale > 0, scale, 1)
-    covariance = torch.exp(-between / scale)
+    covariance = torch.exp(between / -torch.where(scale > 0, scale, 1))
     C, c = covariance[:, :k, :k], covariance[:, :k, k:]
     C.diagonal(dim1=-2, dim2=-1).add_(nugget)
     w, one = torch.cholesky_solve(torch.cat([c, torch.ones_like(c)], -1), torch.linalg.cholesky(C)).unbind(-1)

@@ -170,6 +170,11 @@ class ReDiEngine:
         again = f", looked up at leaps {list(self.retrieve_at)}" if list(self.retrieve_at) != [0] else ""
         return {**origin(self.knowledge_base), "served by": ", ".join(parts) + again}
 
+    @cached_property
+    def cost(self) -> Cost:
+        """What the rows took, and what a picture saves."""
+        return Cost.of(self.knowledge_base, self.route)
+
     def recall(
         self, query: Float[Tensor, "b *s"], noise_ids: Int64[Tensor, " b"], leap: int, watch: Stopwatch | None = None
     ) -> Recall:
@@ -183,16 +188,19 @@ class ReDiEngine:
         """
         watch = watch or Stopwatch()
         flat = query.detach().flatten(1).float().cpu()
-        usable = torch.where(torch.isfinite(flat).all(1), noise_ids.cpu(), -1)  # what is not finite has no neighbours
+        usable = noise_ids.cpu()
+        if not (finite := flat.isfinite()).all():  # what is not finite has no neighbours
+            usable = usable.where(finite.all(1), -1)
         with watch("retrieval"):
             ids, distances = self.table.search(flat, usable, leap, self.neighbors)
         weights = torch.zeros(ids.shape, dtype=torch.float32)
-        found_there = (ids >= 0).sum(1)
-        hit = found_there > 0
-        hit[hit.clone()] = self.gate.opens(distances[hit])
+        there = (ids >= 0).sum(1)
+        hit = (there > 0) & self.gate.opens(distances)
         # samples whose noise has fewer than H rows are weighed on the rows there are
-        for width in sorted(set(found_there[hit].tolist())):
-            mine = hit & (found_there == width)
+        widths: list[int] = there.where(hit, 0).tolist()
+        for width in sorted(set(widths) - {0}):
+            those = [i for i, other in enumerate(widths) if other == width]
+            mine = slice(None) if len(those) == len(widths) else torch.tensor(those)
             with watch("gather"):
                 keys = self.table.keys(ids[mine, :width], leap)
             with watch("combine"):
@@ -208,14 +216,13 @@ class ReDiEngine:
         A sample that did not hit is handed back as it came.
         """
         watch = watch or Stopwatch()
-        hits = int(recall.hit.sum())
-        if not hits:
+        if not recall.hits:
             return propagated
         if leap not in recall.taught:
             self._teach(recall, leap, watch)
         with watch("combine"):
             correction = recall.taught.pop(leap).to(propagated.device)
-            if hits == len(recall.hit):
+            if recall.hits == len(recall.hit):
                 return (propagated.float() + correction).to(propagated.dtype)
             leapt = propagated.clone()
             hit = recall.hit.to(propagated.device)
@@ -224,7 +231,7 @@ class ReDiEngine:
 
     def _teach(self, recall: Recall, leap: int, watch: Stopwatch) -> None:
         """Combine what a recall teaches of a leap: and of those after it that it serves, where all fit in the cache."""
-        those = recall if recall.hit.all() else recall[recall.hit]
+        those = recall if recall.hits == len(recall.hit) else recall[recall.hit]
         after = (at for at in self.retrieve_at if at > leap)
         leaps = range(leap, min(after, default=len(self.route.leaps)))
         if len(leaps) * those.ids.numel() * math.prod(self.knowledge_base.bank.shape) > _AT_ONCE:
@@ -265,7 +272,6 @@ class ReDiEngine:
     ) -> LeapReport:
         """What one generation did, in words: see `LeapReport`."""
         prompts, trust = self.knowledge_base.prompts, self.gate.trust
-        cost = Cost.of(self.knowledge_base, self.route)
         expected = [
             float(trust.errors(torch.tensor([distances], dtype=torch.float32))[0]) if trust and distances else None
             for _, distances in found
@@ -283,8 +289,8 @@ class ReDiEngine:
             seconds=dict(seconds),
             notes=(*self.notes, *notes),
             expected=tuple(expected) if trust else (),
-            break_even=cost.break_even,
-            building=cost.model_calls,
+            break_even=self.cost.break_even,
+            building=self.cost.model_calls,
             context=self.context,
         )
 

@@ -13,7 +13,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FunctionType, MethodType
 from typing import Any, Final, final
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -149,7 +151,9 @@ class Interception:
         for owner, stand_ins in (*schedulers, (pipe, _IN_PIPELINE)):
             for name, stand_in in stand_ins.items():
                 if (proceed := getattr(owner, name, None)) is not None:
-                    setattr(owner, name, functools.wraps(proceed)(functools.partial(stand_in, self, proceed)))
+                    ours: Any = functools.wraps(proceed)(functools.partial(stand_in, self, proceed))
+                    ours.__signature__ = signature(proceed)  # pipelines ask for it in every call
+                    setattr(owner, name, ours)
         pipe.__class__ = _calling_us(self._class)
 
     def remove(self) -> None:
@@ -180,21 +184,30 @@ class Interception:
 
 def starts_from_picture(pipe: Any) -> bool:
     """Whether a pipeline puts its noise on a picture, as image-to-image and inpainting do."""
-    return "timestep" in _parameters(type(pipe).prepare_latents)
+    return "timestep" in signature(type(pipe).prepare_latents).parameters
 
 
-@functools.cache
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(function).parameters
+def signature(call: Callable[..., Any]) -> inspect.Signature:
+    """That of a function or method; worked out once for each, since that takes as long as some of their calls."""
+    function, bound = getattr(call, "__func__", call), isinstance(call, MethodType)
+    if not isinstance(function, FunctionType):
+        return inspect.signature(call)
+    known = _signatures.setdefault(function, {})
+    if bound not in known:
+        known[bound] = inspect.signature(call)
+    return known[bound]
+
+
+_signatures: WeakKeyDictionary[FunctionType, dict[bool, inspect.Signature]] = WeakKeyDictionary()
 
 
 def _unknown_start(pipe: Any) -> str:
     """What keeps us from knowing which noise a pipeline starts from; nothing if we know."""
     if not starts_from_picture(pipe):
-        return "prepare_latents(image)" if "image" in inspect.signature(pipe.prepare_latents).parameters else ""
+        return "prepare_latents(image)" if "image" in signature(pipe.prepare_latents).parameters else ""
     if not hasattr(pipe, "get_timesteps"):
         return "no get_timesteps"
-    told = list(inspect.signature(pipe.get_timesteps).parameters)[:3]
+    told = list(signature(pipe.get_timesteps).parameters)[:3]
     return "" if told == ["num_inference_steps", "strength", "device"] else f"get_timesteps({', '.join(told)})"
 
 
@@ -212,11 +225,10 @@ def active(pipe: Any) -> Interception | None:
 def _calling_us(cls: type) -> type:
     """A class like `cls` whose instances hand their calls to their listener, and are saved as what they were before."""
     proceed: Callable[..., Any] = cls.__call__
-    signature = inspect.signature(proceed)
 
     @functools.wraps(proceed)
     def call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(pipe, *args, **kwargs)
+        bound = signature(proceed).bind(pipe, *args, **kwargs)
         given = frozenset(bound.arguments) - {"self"}
         bound.apply_defaults()
         arguments = {k: v for k, v in bound.arguments.items() if k != "self"}
@@ -256,13 +268,13 @@ def _add_noise(it: Interception, proceed: Callable[..., Any], *args: Any, **kwar
     """Puts noise on a picture; the noise is replaced in place, for the pipeline may keep it for later."""
     if (start := it.start) is not None:
         it.start = None
-        noise: Tensor = inspect.signature(proceed).bind(*args, **kwargs).arguments["noise"]
+        noise: Tensor = signature(proceed).bind(*args, **kwargs).arguments["noise"]
         noise.copy_(it.listener.noise(noise, start))
     return proceed(*args, **kwargs)
 
 
 def _prepare_latents(it: Interception, proceed: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    bound = inspect.signature(proceed).bind(*args, **kwargs)
+    bound = signature(proceed).bind(*args, **kwargs)
     bound.apply_defaults()
     generator = bound.arguments.get("generator")
     states = None if generator is None else list(_states(generator))

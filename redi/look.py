@@ -5,7 +5,6 @@ Packed latents, video frames, shifts by picture size: each pipeline knows its ow
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -13,7 +12,7 @@ from typing import Any, Final, final
 from torch import Tensor
 
 from redi.errors import InvalidInputError, UnsupportedSolverError
-from redi.interception import EnoughError, Interception, Listener, Start
+from redi.interception import EnoughError, Interception, Listener, Start, signature
 from redi.schedules import Timetable
 
 _PICTURES: Final = ("image", "control_image", "mask_image", "video", "image_embeds")
@@ -81,7 +80,7 @@ def look(pipe: Any, scheduler: Any, arguments: Mapping[str, Any]) -> Look:
     Raises:
         InvalidInputError: it needs pictures, or redi has no place in it.
     """
-    if needs := [name for name in _PICTURES if name in inspect.signature(type(pipe).__call__).parameters]:
+    if needs := [name for name in _PICTURES if name in signature(type(pipe).__call__).parameters]:
         raise InvalidInputError(
             f"{type(pipe).__name__} takes pictures ({', '.join(needs)}), and there are none to give here; record rows "
             "from your own calls: with redi.record(pipe, folder, plans=[…]): pipe(…)"
@@ -102,7 +101,7 @@ def told(proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str
     Raises:
         UnsupportedSolverError: it is told something that cannot be told again.
     """
-    bound = inspect.signature(proceed).bind(*args, **kwargs).arguments
+    bound = signature(proceed).bind(*args, **kwargs).arguments
     known = ("num_inference_steps", "device", "sigmas", "mu")
     if other := {name: value for name, value in bound.items() if name not in known and value is not None}:
         raise UnsupportedSolverError(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from redi.errors import NoiseError
 
+_FEW: Final = 1 << 22  # numbers of a bank
 _SURE: Final = 6.0  # standard deviations; a coincidence of this size happens once in 10⁹
 
 
@@ -137,16 +138,15 @@ class NoiseBank:
         bank, long = _bank(self)
         d = bank.shape[1]
         x = noise.detach().cpu().double().reshape(len(noise), d) / scale
-        dots = x @ bank.T.double() if self.size * d < 1 << 22 else (x.float() @ bank.T).double()
+        dots = (x.to(bank.dtype) @ bank.T).double()
         short = x.norm(dim=1)
         spread = tolerance + _SURE * self.diversity / math.sqrt(d)
         least = math.sqrt(1 - self.diversity**2) - spread
         if self.diversity > 0:  # never what a stranger reaches by chance, as far as this many dimensions allow
             least = max(least, min(_SURE / math.sqrt(d), 1 - tolerance))
-        near = dots >= least * short[:, None] * long
-        near &= (short[:, None] - long).abs() <= spread * long
-        best = torch.where(near, dots / long, -torch.inf).argmax(dim=1)
-        return torch.where(near.any(dim=1), best, -1)
+        near = (dots >= least * short[:, None] * long) & ((short[:, None] - long).abs() <= spread * long)
+        cosine, best = (dots / long).where(near, -torch.inf).max(dim=1)
+        return best.where(cosine > -torch.inf, -1)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads."""
@@ -169,10 +169,13 @@ class NoiseBank:
 
 
 @functools.lru_cache(maxsize=2)
-def _bank(bank: NoiseBank) -> tuple[Float32[Tensor, "m d"], Float64[Tensor, " m"]]:
-    """All noises of a bank as rows, and their lengths; a cache: to make them takes a second, and every call matches."""
+def _bank(bank: NoiseBank) -> tuple[Float[Tensor, "m d"], Float64[Tensor, " m"]]:
+    """All noises of a bank as rows, and their lengths; a cache: to make them takes a second, and every call matches.
+
+    In float64 where they are few and that costs little.
+    """
     rows = bank.noise(torch.arange(bank.size)).flatten(1)
-    return rows, rows.norm(dim=1).double()
+    return rows.double() if rows.numel() < _FEW else rows, rows.norm(dim=1).double()
 
 
 def _normal(shape: tuple[int, ...], *name: str | bytes) -> Float32[Tensor, "*s"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import final
 
 import torch
@@ -24,6 +25,11 @@ class Recall:
     distances: Float32[Tensor, "b k"]
     hit: Bool[Tensor, " b"]
     taught: dict[int, Float[Tensor, "h *s"]] = field(default_factory=dict[int, Tensor], compare=False, repr=False)
+
+    @cached_property
+    def hits(self) -> int:
+        """How many samples may leap."""
+        return int(self.hit.sum())
 
     def __getitem__(self, rows: Tensor) -> Recall:
         return Recall(self.ids[rows], self.weights[rows], self.distances[rows], self.hit[rows])

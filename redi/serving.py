@@ -120,7 +120,9 @@ class Server(Listener):
     def begin(self, pipe: Any, engine: ReDiEngine | None, arguments: dict[str, Any]) -> Run:
         """The run of a call."""
         serving = {id(e): scheduler for e, scheduler in zip(self.engines, self.schedulers, strict=True)}
-        pipe.scheduler = scheduler = serving.get(id(engine), self.own)
+        scheduler = serving.get(id(engine), self.own)
+        if pipe.scheduler is not scheduler:  # a pipeline writes down in its config what it is given
+            pipe.scheduler = scheduler
         if engine is None:
             return PlainRun(pipe, scheduler, arguments)
         if engine.plan.own_grid:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int8, Int64
 from torch import Tensor
@@ -106,12 +107,12 @@ class Table:
         k = min(k, max(part.index.shape[0] for (leap, _), part in self.partitions.items() if leap == at))
         ids = torch.full((len(query), k), -1, dtype=torch.int64)
         distances = torch.full((len(query), k), torch.inf, dtype=torch.float32)
-        for noise_id in noise_ids.unique().tolist():
-            part = self.partitions.get((at, noise_id))
-            if part is None:
+        flat, asked = query.float().cpu().numpy(), noise_ids.numpy()
+        for noise_id in sorted(set(asked.tolist())):
+            if (part := self.partitions.get((at, noise_id))) is None:
                 continue
-            mine = (noise_ids == noise_id).nonzero().flatten()
-            found = part.index.search(query[mine].float().cpu().numpy(), min(k, part.index.shape[0]))
+            mine = np.flatnonzero(asked == noise_id)
+            found = part.index.search(flat[mine], min(k, part.index.shape[0]))
             width = found.ids.shape[1]
             ids[mine, :width] = part.ids[torch.from_numpy(found.ids)]
             distances[mine, :width] = torch.from_numpy(found.distances).sqrt()
@@ -123,18 +124,18 @@ class Table:
 
     def bracket(self, ids: Int64[Tensor, "b k"], leap: int) -> Float[Tensor, "b k *s"]:
         """Brackets of the given rows for one leap, float32."""
-        return self.brackets(ids, [leap])[0]
+        return self.brackets(ids, [leap])[0].float()
 
     def brackets(self, ids: Int64[Tensor, "b k"], leaps: Sequence[int]) -> Float[Tensor, "l b k *s"]:
-        """Brackets of the given rows for several leaps, float32."""
+        """Brackets of the given rows for several leaps, in the precision they are stored in, or float32 for int8."""
         table = self.derived["bracket"]
         # whole rows by one number each: indexing by two copies number by number, five times as slow
         at = ids * table.shape[1] + torch.as_tensor(leaps).view(-1, *[1] * ids.ndim)
-        found = table.flatten(0, 1).index_select(0, at.flatten()).unflatten(0, at.shape).float()
+        found = table.flatten(0, 1).index_select(0, at.flatten()).unflatten(0, at.shape)
         if "scale" not in self.derived.names:
             return found
         scale = self.derived["scale"].flatten(0, 1).index_select(0, at.flatten())
-        return found.mul_(scale.view(*at.shape, *[1] * (found.ndim - at.ndim)))
+        return found.float().mul_(scale.view(*at.shape, *[1] * (found.ndim - at.ndim)))
 
     def history(self, ids: Int64[Tensor, "b k"], leap: int) -> dict[str, Float[Tensor, "b k *s"]]:
         """Solver history of the given rows at the end of one leap, leaf by leaf."""

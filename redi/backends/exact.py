@@ -102,9 +102,9 @@ class ExactIndex(Index):
         for start in range(0, len(queries), some):
             batch = queries[start : start + some]
             u = torch.from_numpy(batch).to(self.keys.device).double() - self.centre.double()
-            candidates = self._candidates(u, k).cpu()
+            candidates = self._candidates(u, k).cpu().numpy()
             for row, query in enumerate(batch, start):
-                found = candidates[row - start].nonzero().flatten().numpy()
+                found = np.flatnonzero(candidates[row - start])
                 ids[row], distances[row] = nearest(self._rows, found, query, k)
         return ids, distances
 

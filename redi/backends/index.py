@@ -84,9 +84,10 @@ class Index(ABC):
             return Neighbors(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
         with fork_safe():
             ids, distances = self._search(queries, k)
-        ids = np.where(np.isnan(distances), -1, ids)
-        order = np.lexsort((ids, distances), axis=-1)
-        ids, distances = np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
+        if not (distances[:, :1] >= 0).all() or not (distances[:, 1:] > distances[:, :-1]).all():  # else they are so
+            ids = np.where(np.isnan(distances), -1, ids)
+            order = np.arange(len(ids))[:, None], np.lexsort((ids, distances), axis=-1)
+            ids, distances = ids[order], distances[order]
         by_id = np.sort(ids, axis=1)
         if by_id[:, 0].min() < 0 or by_id[:, -1].max() >= n or (by_id[:, 1:] == by_id[:, :-1]).any():
             raise ReDiError(

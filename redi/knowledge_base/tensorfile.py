@@ -49,6 +49,11 @@ class Entry:
     start: int
     stop: int
 
+    @property
+    def row(self) -> int:
+        """Bytes of a row; none where there are no rows."""
+        return (self.stop - self.start) // self.shape[0] if self.shape and self.shape[0] else 0
+
 
 @final
 class TensorFile:
@@ -77,9 +82,10 @@ class TensorFile:
 
     def gather(self, name: str, ids: Tensor) -> Tensor:
         """Rows `ids` (any shape, within range) of one tensor, copied."""
-        if ids.numel() <= _ADVISED:
-            self._will_need(self.entries[name], ids.unique().tolist())
-        return self.tensors[name][ids]
+        tensor, entry = self.tensors[name], self.entries[name]
+        if ids.numel() <= _ADVISED and entry.row >= mmap.PAGESIZE:
+            self._will_need(entry, ids.unique().tolist())
+        return tensor.index_select(0, ids.flatten()).view(ids.shape + tensor.shape[1:])
 
     def copy(self, name: str, ids: Sequence[int], out: Tensor, target: memoryview, at: Sequence[int]) -> None:
         """Copy rows `ids` of one tensor to the rows `at` of `out`, which is contiguous and of the same dtype.
@@ -92,21 +98,18 @@ class TensorFile:
             out[torch.tensor(at)] = self.tensors[name][torch.tensor(ids)]
         elif entry.start != entry.stop:
             self._will_need(entry, ids)
-            row, source = (entry.stop - entry.start) // entry.shape[0], memoryview(self._map)
+            row, source = entry.row, memoryview(self._map)
             for i, j in zip(ids, at, strict=True):
                 target[j * row : (j + 1) * row] = source[entry.start + i * row : entry.start + (i + 1) * row]
 
     def _will_need(self, entry: Entry, ids: Sequence[int]) -> None:
         """Have the kernel fetch all rows at once: cold rows otherwise come one fault after another."""
-        if not hasattr(mmap, "MADV_WILLNEED") or not entry.shape or entry.start == entry.stop:
-            return
-        row = (entry.stop - entry.start) // entry.shape[0]
-        if row < mmap.PAGESIZE:  # one fault, whoever asks for it
+        if not hasattr(mmap, "MADV_WILLNEED") or entry.row < mmap.PAGESIZE:  # a page is one fault, whoever asks for it
             return
         for i in ids:
-            start = entry.start + i * row
+            start = entry.start + i * entry.row
             first = start - start % mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_WILLNEED, first, start + row - first)
+            self._map.madvise(mmap.MADV_WILLNEED, first, start + entry.row - first)
 
 
 def _mapped(path: Path) -> mmap.mmap:
