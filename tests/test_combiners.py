@@ -277,6 +277,15 @@ def test_scalars_combine_too() -> None:
     assert combine(torch.tensor([[0.25, 0.75]]), torch.tensor([[1.0, 2.0]])).item() == 1.75
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_values_stay_as_they_were(dtype: torch.dtype) -> None:
+    values = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    before = values.clone()
+    combine(torch.full((2, 3), 0.5), values)
+    torch.testing.assert_close(values, before, rtol=0, atol=0)
+
+
+
 def test_refusals() -> None:
     nan = float("nan")
     wrong = (

@@ -170,7 +170,7 @@ def test_placed_calls_are_as_many_as_asked_for_and_ascend(fine, fewer, guidance)
 def test_placed_calls_where_places_do_not_matter():
     for calls, fine, guidance in ((24, 48, 6.0), (6, 6, 6.0), (1, 1, 7.5), (13, 48, 30.0)):
         assert Plan.placed(calls, fine, guidance=guidance) == Plan.coarse(calls, fine)
-    assert str(Plan.placed(6, 48, guidance=4.5)) == "at:0,10,18,23,29,35/48"
+    assert str(Plan.placed(6, 48, guidance=4.5)) == "at:0,12,18,24,30,35/48"
     assert Plan.coarse(8, 40) != Plan.placed(8, 40, guidance=3.0) != Plan.placed(8, 40, guidance=7.5)
 
 

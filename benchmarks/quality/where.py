@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 from typing import Any, Final
 
 import numpy as np
@@ -20,14 +21,14 @@ LONGER: Final = (1.0, 1.25, 1.5, 2.0, 2.5)  # first and last step, as multiples 
 
 
 def grids(settings: Settings, pipe: Any) -> dict[str, Any]:
-    """Where calls are best made: places move one by one from where they are served, judged on train prompts that are
-    no rows; then all are compared on queries.
+    """Where few calls are best made: places move, alone and together, from where they are served, judged on train
+    prompts that are no rows; then all are compared on queries.
     """
     lab = one_noise(settings, pipe)
     kb = lab.rows("rows", settings.rows, settings.noises)
     tried = judged_on_train(lab, kb, None if settings.quick else FEWER)
     ways: list[Way] = []
-    for n in (3,) if settings.quick else (3, 4, 5, 6, 8, 10):
+    for n in (3,) if settings.quick else (3, 4, 5, 6):
         found = moved(called(placed(n)), tried, most=1 if settings.quick else 40)
         ways += [served(n, "evenly spread", plan=evenly(n)), served(n, "moved", plan=at(found)), served(n)]
     judge, made = measured(lab, ways, {"rows": kb}, lab.queries)
@@ -90,7 +91,10 @@ def shaped(calls: int) -> Iterator[list[int]]:
 
 
 def moved(places: Sequence[int], error: Callable[[Sequence[int]], float], most: int) -> list[int]:
-    """The places after moves by one entry each that lowered the error; the first place stays.
+    """The places after moves that lowered the error, each of one place or of some in a row together by one entry.
+
+    A place moved alone leaves a long step before it or after it; many a better spread is reached only by moving
+    several at once. The first place stays.
 
     Args:
         places: ascending, from 0.
@@ -100,9 +104,9 @@ def moved(places: Sequence[int], error: Callable[[Sequence[int]], float], most: 
     best, least = list(places), error(places)
     for _ in range(most):
         before = least
-        for i in range(1, len(best)):
+        for first, last in combinations(range(1, len(best) + 1), 2):
             for step in (-1, 1):
-                tried = [*best[:i], best[i] + step, *best[i + 1 :]]
+                tried = [*best[:first], *(place + step for place in best[first:last]), *best[last:]]
                 ascending = tried == sorted(set(tried)) and tried[-1] < STEPS
                 if ascending and (e := error(tried)) < least:
                     best, least = tried, e

@@ -92,7 +92,12 @@ def test_places_are_moved_to_where_the_error_is_least() -> None:
     wanted = [0, 3, 17, 31]
     error = lambda places: sum(abs(a - b) for a, b in zip(places, wanted, strict=True))  # noqa: E731
     assert where.moved([0, 10, 20, 30], error, most=40) == wanted
-    assert where.moved([0, 10, 20, 30], error, most=1) == [0, 9, 19, 31]
+    assert error(wanted) < error(where.moved([0, 10, 20, 30], error, most=1)) < error([0, 10, 20, 30])
+
+
+def test_places_move_together_where_one_alone_would_be_worse() -> None:
+    uneven = lambda places: 10 * abs(places[2] - places[1] - 9) + abs(places[1] - 14)  # noqa: E731
+    assert where.moved([0, 10, 19], uneven, most=40) == [0, 14, 23]
 
 
 def test_every_spacing_of_every_family_is_a_solver(pipe: Any) -> None:
