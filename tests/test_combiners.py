@@ -285,7 +285,6 @@ def test_values_stay_as_they_were(dtype: torch.dtype) -> None:
     torch.testing.assert_close(values, before, rtol=0, atol=0)
 
 
-
 def test_refusals() -> None:
     nan = float("nan")
     wrong = (
