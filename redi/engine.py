@@ -205,7 +205,8 @@ class ReDiEngine:
                 keys = self.table.keys(ids[mine, :width], leap)
             with watch("combine"):
                 found = self.combiner.weights(keys, flat[mine])
-                weights[mine, :width] = (self.gate.scales(distances[mine])[:, None] * found).float()
+                scaled = self.gate.scales(distances[mine])[:, None] * found if self.gate.trust else found
+                weights[mine, :width] = scaled.float()
         return Recall(ids, weights, distances, hit)
 
     def leap(
