@@ -205,8 +205,7 @@ class ReDiEngine:
                 keys = self.table.keys(ids[mine, :width], leap)
             with watch("combine"):
                 found = self.combiner.weights(keys, flat[mine])
-                scaled = self.gate.scales(distances[mine])[:, None] * found if self.gate.trust else found
-                weights[mine, :width] = scaled.float()
+                weights[mine, :width] = (self.gate.scales(distances[mine])[:, None] * found).float()
         return Recall(ids, weights, distances, hit)
 
     def leap(

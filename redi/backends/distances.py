@@ -29,10 +29,10 @@ def nearest(
         k: how many.
     """
     true = np.empty(len(candidates))
-    some = min(len(candidates), max(1, _CLOSE // len(query)))
+    some = max(1, min(len(candidates), _CLOSE // len(query)))
     room = np.empty((some, len(query)))
     q = query.astype(np.float64)
-    for start in range(0, len(candidates), max(1, some)):
+    for start in range(0, len(candidates), some):
         rows = fetch(candidates[start : start + some])
         difference = np.subtract(rows, q, out=room[: len(rows)])
         true[start : start + some] = np.square(difference, out=difference).sum(axis=1)

@@ -84,7 +84,10 @@ class Index(ABC):
             return Neighbors(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
         with fork_safe():
             ids, distances = self._search(queries, k)
-        if not (distances[:, :1] >= 0).all() or not (distances[:, 1:] > distances[:, :-1]).all():  # else they are so
+        rising = (distances[:, :1] >= 0).all() and (
+            distances[:, 1:] > distances[:, :-1]
+        ).all()  # false where one is NaN
+        if not rising:
             ids = np.where(np.isnan(distances), -1, ids)
             order = np.arange(len(ids))[:, None], np.lexsort((ids, distances), axis=-1)
             ids, distances = ids[order], distances[order]

@@ -66,14 +66,12 @@ def pictures(count: int | None) -> str:
 
 def cost(kb: KnowledgeBase) -> dict[str, Any]:
     """Model calls that building took, and what each plan gives back as it is served; a call is one for one picture."""
-    from redi.cost import Cost
     from redi.engine import ReDiEngine
 
     plans: list[dict[str, Any]] = []
     per_row = max(1, kb.record.last)
     for engine in ReDiEngine.serving(kb):
-        account = Cost.of(kb, engine.route)
-        per_row = account.calls_per_row
+        per_row = engine.cost.calls_per_row
         served = {"plan": str(engine.plan), "transport": type(engine.transport).__name__.lower()}
-        plans.append(served | account.to_json())
+        plans.append(served | engine.cost.to_json())
     return {"model_calls": per_row * len(kb), "calls_per_row": per_row, "plans": plans}

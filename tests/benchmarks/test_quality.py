@@ -92,7 +92,7 @@ def test_places_are_moved_to_where_the_error_is_least() -> None:
     wanted = [0, 3, 17, 31]
     error = lambda places: sum(abs(a - b) for a, b in zip(places, wanted, strict=True))  # noqa: E731
     assert where.moved([0, 10, 20, 30], error, most=40) == wanted
-    assert error(wanted) < error(where.moved([0, 10, 20, 30], error, most=1)) < error([0, 10, 20, 30])
+    assert where.moved([0, 10, 20, 30], error, most=1) == [0, 7, 17, 30]
 
 
 def test_places_move_together_where_one_alone_would_be_worse() -> None:
