@@ -24,7 +24,7 @@ class Cost:
 
     rows: int
     calls_per_row: int
-    nfe: int
+    nfe: int | float
     nfe_full: int
 
     @classmethod
@@ -40,7 +40,7 @@ class Cost:
         return self.rows * self.calls_per_row
 
     @property
-    def saved(self) -> int:
+    def saved(self) -> int | float:
         """What a picture saves against the fine run."""
         return self.nfe_full - self.nfe
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Final, Literal, final, get_args
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from redi.backends import Retriever
@@ -242,6 +242,37 @@ class ReDiEngine:
             corrections = combine(those.weights.repeat(len(leaps), 1), rows.flatten(0, 1))
             recall.taught.update(zip(leaps, corrections.split(len(those.ids)), strict=True))
 
+    def unconditional(
+        self, leap: int, noise_ids: Int64[Tensor, " b"], recall: Recall | None, watch: Stopwatch | None = None
+    ) -> tuple[Float[Tensor, "b *s"], Bool[Tensor, " b"]]:
+        """The unconditional half of a half call as rows foretell it, and for which samples they do.
+
+        The first call's is that of every row of its noise; a later one's is the neighbours', combined. It is foretold
+        for samples that hit with weights that sum to one half at least.
+
+        Args:
+            leap: index of the leap, whose call is halved.
+            noise_ids: bank noise of each sample, −1 for noise that is not from the bank.
+            recall: the neighbours in use, None at the first leap.
+            watch: where to count the seconds.
+
+        Returns:
+            Model outputs, float32 on the host, and which of them may be used.
+        """
+        watch = watch or Stopwatch()
+        if leap == 0:
+            ids = self.table.first_of(noise_ids)[:, None]
+            weights, known = torch.ones(ids.shape), ids[:, 0] >= 0
+        else:
+            assert recall is not None  # the first leap always looks neighbours up
+            ids, sums = recall.ids, recall.weights.sum(1)
+            known = recall.hit & (sums >= 0.5)
+            weights = recall.weights / sums.clamp(min=0.5)[:, None]  # the gate may have shrunk them
+        with watch("gather"):
+            outputs = self.table.unconditional(ids.clamp(min=0), leap)  # a missing neighbour has weight 0
+        with watch("combine"):
+            return combine(weights, outputs), known
+
     def arrive(
         self, recall: Recall, leap: int, sample: Float[Tensor, "b *s"], watch: Stopwatch | None = None
     ) -> SolverState:
@@ -263,7 +294,7 @@ class ReDiEngine:
     def report(
         self,
         *,
-        nfe: int,
+        nfe: int | float,
         noise_ids: Tensor,
         leapt: Sequence[bool],
         found: Sequence[tuple[tuple[int, ...], tuple[float, ...]]],
@@ -300,6 +331,7 @@ class ReDiEngine:
         denoise: Callable[..., Tensor],
         noise: Float[Tensor, "b *s"],
         *,
+        conditional: Callable[..., Tensor] | None = None,
         condition: Any = None,
         noise_ids: Int64[Tensor, " b"] | None = None,
         embeddings: Float[Tensor, "b e"] | None = None,
@@ -310,6 +342,7 @@ class ReDiEngine:
             denoise: the model: `denoise(x, t)`, or `denoise(x, t, condition)` where `condition` is given; x is scaled
                 for the model, the output is what the solver's prediction type says.
             noise: unit-variance starting noise.
+            conditional: the model with the prompt alone, called as `denoise`, which guides; half calls need it.
             condition: a tensor, or tuples, lists and mappings of tensors, with first dimension b; handed to `denoise`
                 for the samples it is called with (where some samples of a batch leap and others do not, they are
                 called apart).
@@ -320,7 +353,8 @@ class ReDiEngine:
             x[N], and what was saved.
 
         Raises:
-            InvalidInputError: noise or ids of another shape than the knowledge base's samples.
+            InvalidInputError: noise or ids of another shape than the knowledge base's samples, or half calls without
+                `conditional`.
         """
         watch = Stopwatch()
         shape = self.knowledge_base.bank.shape
@@ -330,10 +364,14 @@ class ReDiEngine:
                 f"expected noise of shape (b, {', '.join(map(str, shape))}) and, if any, b noise ids, given "
                 f"{tuple(noise.shape)}{ids_given}; a single sample is a batch of one: noise[None]"
             )
+        if self.plan.halved and conditional is None:
+            raise InvalidInputError(
+                f"plan {self.plan} has half calls, which run the model with the prompt alone; give it as conditional="
+            )
         ids = self.knowledge_base.bank.match(noise) if noise_ids is None else noise_ids
         from redi.walk import Walk  # the loop is written over the engine, so it comes after it
 
-        walk = Walk(self, denoise, watch, len(noise))
+        walk = Walk(self, denoise, conditional, watch, len(noise))
         state = self.solver.init(self.route.grid)
         everyone = torch.arange(len(noise))
         start = time.perf_counter()

@@ -88,6 +88,14 @@ class Listener(ABC):
         """The pipeline shows a progress bar."""
         return None
 
+    def asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The denoising network is called; what is returned is its arguments instead. Only if it is listened to."""
+        return None
+
+    def answered(self, output: Any) -> Any:
+        """It answers; what is returned is the answer instead."""
+        return output
+
 
 @final
 @dataclass
@@ -99,16 +107,19 @@ class Interception:
         scheduler: the scheduler to run with; it is changed in place, so hand over a copy of its own.
         listener: who decides.
         others: further schedulers that the listener may put in the scheduler's place.
+        network: the denoising network as the pipeline calls it, if the listener wants to hear of that.
     """
 
     pipe: Any
     scheduler: Any
     listener: Listener
     others: Sequence[Any] = ()
+    network: torch.nn.Module | None = None
     start: Start | None = None  # while the pipeline prepares its latents and no noise was heard of yet
     _class: type = field(init=False)
     _scheduler: Any = field(init=False)
     _before: dict[str, Any] = field(init=False)
+    _hooks: tuple[Any, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Interception:
         """A copied pipeline has a copy of its own; its scheduler alone cannot be copied while we are in it.
@@ -143,6 +154,12 @@ class Interception:
                 f"{type(pipe).__name__} starts from a picture in a way that redi does not know ({unknown}); "
                 "use a text-to-image, image-to-image or inpainting pipeline"
             )
+        if self.network is not None and self.network._compiled_call_impl is not None:  # pyright: ignore[reportPrivateUsage]
+            raise InvalidInputError(
+                f"half calls change what the {type(self.network).__name__} is called with, which cannot be done inside "
+                "of what it was compiled to by its own compile(); set the pipeline's network to torch.compile(network) "
+                "instead, or use a plan of whole calls"
+            )
         self._class, self._scheduler = type(pipe), pipe.scheduler
         self._before = {name: vars(pipe)[name] for name in _IN_PIPELINE if name in vars(pipe)}
         vars(pipe)[_SLOT] = self
@@ -154,12 +171,17 @@ class Interception:
                     ours: Any = functools.wraps(proceed)(functools.partial(stand_in, self, proceed))
                     ours.__signature__ = signature(proceed)  # pipelines ask for it in every call
                     setattr(owner, name, ours)
+        if self.network is not None:
+            before = self.network.register_forward_pre_hook(_Asked(self), with_kwargs=True)
+            self._hooks = (before, self.network.register_forward_hook(_Answered(self)))
         pipe.__class__ = _calling_us(self._class)
 
     def remove(self) -> None:
         """Leave the pipeline as it was found."""
         pipe = self.pipe
         pipe.__class__ = self._class
+        for hook in self._hooks:
+            hook.remove()
         for name in (*_IN_PIPELINE, _SLOT):
             vars(pipe).pop(name, None)
         vars(pipe).update(self._before)
@@ -180,6 +202,32 @@ class Interception:
             yield
         finally:
             self.pipe.scheduler = serving
+
+
+@dataclass
+class _Hook:
+    """An interception as a network's hook. A network that is copied or saved without its pipeline has it no more."""
+
+    it: Interception | None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        known = self.it is not None and id(self.it.pipe) in memo
+        return type(self)(copy.deepcopy(self.it, memo) if known else None)
+
+    def __reduce__(self) -> Any:
+        return type(self), (None,)
+
+
+@final
+class _Asked(_Hook):
+    def __call__(self, network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return None if self.it is None else self.it.listener.asked(args, kwargs)
+
+
+@final
+class _Answered(_Hook):
+    def __call__(self, network: Any, args: tuple[Any, ...], output: Any) -> Any:
+        return None if self.it is None else self.it.listener.answered(output)
 
 
 def starts_from_picture(pipe: Any) -> bool:

@@ -73,7 +73,7 @@ class JumpRun(LeapingRun):
 
     def step(self, proceed: Proceed, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
         """One entry, and the leap that begins with its call or after it."""
-        self.calls += 1
+        self.halves += 2
         found = self.leap_at(self.position, called=True)
         if found is not None and (x := self.leap(found, model_output, sample)) is not None:
             return (x,) if kwargs.get("return_dict") is False else _output(x)

@@ -29,10 +29,15 @@ _NOT_HASHED: Final = ("vae", "safety_checker", "vocoder")  # what comes after th
 
 def network(pipe: Any) -> torch.nn.Module:
     """The denoising network of a pipeline: its `unet` or `transformer`."""
+    return _uncompiled(denoiser(pipe))
+
+
+def denoiser(pipe: Any) -> torch.nn.Module:
+    """The same as the pipeline calls it: with what `torch.compile` wrapped around it."""
     for name in _DENOISERS:
         module = getattr(pipe, name, None)
         if isinstance(module, torch.nn.Module):
-            return _uncompiled(module)
+            return module
     raise InvalidInputError(f"expected a pipeline with a unet or a transformer, given {type(pipe).__name__}")
 
 
@@ -139,6 +144,15 @@ def settings_of(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         and (plain := _plain(value)) is not None
         and not (name in parameters and plain == _plain(parameters[name].default))
     }
+
+
+def beside_the_prompt(arguments: Mapping[str, Any]) -> list[str]:
+    """The names of a call's arguments that belong to single pictures and are no prompts: pictures, masks, adapters'."""
+    return [
+        name
+        for name, value in arguments.items()
+        if name not in _NO_SETTINGS and "prompt" not in name and value is not None and _plain(value) is None
+    ]
 
 
 def unsettled(settings: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, final
 
@@ -18,20 +18,35 @@ from redi.schedules import Grid
 
 _JUMP: Final = re.compile(r"jump:(\d+:\d+(?:\+\d+:\d+)*)/(\d+)")
 _COARSE: Final = re.compile(r"coarse:(\d+)/(\d+)")
-_AT: Final = re.compile(r"at:(\d+(?:,\d+)*)/(\d+)")
+_AT: Final = re.compile(r"at:(\d+h?(?:,\d+h?)*)/(\d+)")
 _FORMS: Final = (
-    "'jump:KEY:VALUE/STEPS' (several leaps: 'jump:3:7+9:14/20'), 'coarse:STEPS/FINE' or 'at:STEP,STEP,…/FINE'"
+    "'jump:KEY:VALUE/STEPS' (several leaps: 'jump:3:7+9:14/20'), 'coarse:STEPS/FINE' or 'at:STEP,STEP,…/FINE' "
+    "(half calls: 'at:0h,9h,18,25,32/48')"
 )
+
+
+def calls_of(halves: int) -> int | float:
+    """So many half model calls as calls: an int where they are whole."""
+    return halves / 2 if halves % 2 else halves // 2
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """From `start` to `stop`, with a model call at `start` or without one."""
+    """From `start` to `stop`, with a model call at `start` or without one.
+
+    Of a call that is `halved` the rows foretell the unconditional half, which depends on a prompt only by the sample.
+    """
 
     start: int
     stop: int
     called: bool = True
+    halved: bool = False
+
+    @property
+    def halves(self) -> int:
+        """Half model calls that it takes."""
+        return self.called * (1 if self.halved else 2)
 
     @property
     def is_leap(self) -> bool:
@@ -65,6 +80,11 @@ class Plan:
             raise PlanError("a plan on its own grid calls the model at the start of every segment")
         if not self.segments[0].called:
             raise PlanError("the model must be called at step 0: nothing is known of the query before its first call")
+        if any(s.halved for s in self.segments) and not (self.own_grid and self.segments[0].halved):
+            raise PlanError(
+                "calls are halved on a coarse plan, and the first before any other: its unconditional half is that of "
+                f"every row, given {self.segments}"
+            )
 
     @classmethod
     def jump(cls, key: int, value: int, steps: int, *, called: bool = False) -> Plan:
@@ -117,16 +137,28 @@ class Plan:
         return cls.coarse(calls, fine) if found is None else cls.of(found, fine)
 
     @classmethod
-    def of(cls, called: Sequence[int], fine: int) -> Plan:
-        """Call exactly these steps of a schedule of `fine`, leaping between them."""
+    def of(cls, called: Sequence[int], fine: int, halved: Collection[int] = ()) -> Plan:
+        """Call exactly these steps of a schedule of `fine`, leaping between them.
+
+        Args:
+            called: the steps.
+            fine: steps of the schedule.
+            halved: those of them whose calls leave the unconditional half of guidance to the rows.
+        """
         if not called or list(called) != sorted(set(called)) or called[0] != 0 or called[-1] >= fine:
             raise PlanError(f"called steps must ascend from 0 and stay below {fine}, given {list(called)}")
         stops = [*called[1:], fine]
-        return cls(fine, tuple(Segment(a, b) for a, b in zip(called, stops, strict=True)), own_grid=True)
+        if unknown := sorted(set(halved) - set(called)):
+            raise PlanError(f"only called steps can be halved: {list(called)}, given {unknown}")
+        segments = (Segment(a, b, halved=a in halved) for a, b in zip(called, stops, strict=True))
+        return cls(fine, tuple(segments), own_grid=True)
 
     @classmethod
     def parse(cls, text: str) -> Plan:
-        """Read a plan as it is written on the command line: `jump:10:30/50`, `coarse:8/40` or `at:0,5,20/40`."""
+        """Read a plan as it is written on the command line: `jump:10:30/50`, `coarse:8/40` or `at:0,5,20/40`.
+
+        An `h` after a step makes its call a half one: `at:0h,9h,18,25,32/48`.
+        """
         if m := _JUMP.fullmatch(text):
             leaps = [(int(a), int(b)) for a, b in (pair.split(":") for pair in m[1].split("+"))]
             return cls.jumps(leaps, int(m[2]))
@@ -134,22 +166,29 @@ class Plan:
             steps, fine = map(int, m.groups())
             return cls.coarse(steps, fine)
         if m := _AT.fullmatch(text):
-            return cls.of([int(s) for s in m[1].split(",")], int(m[2]))
+            steps = m[1].split(",")
+            halved = [int(s.removesuffix("h")) for s in steps if s.endswith("h")]
+            return cls.of([int(s.removesuffix("h")) for s in steps], int(m[2]), halved)
         raise PlanError(f"cannot read plan {text!r}; write it as {_FORMS}")
 
     def __str__(self) -> str:
         leaps = self.leaps
         if not self.own_grid:
             return f"jump:{'+'.join(f'{s.start}:{s.stop}' for s in leaps)}/{self.fine}"
-        called = [s.start for s in self.segments]
+        called = [f"{s.start}{'h' if s.halved else ''}" for s in self.segments]
         if self == Plan.coarse(len(called), self.fine):
             return f"coarse:{len(called)}/{self.fine}"
-        return f"at:{','.join(map(str, called))}/{self.fine}"
+        return f"at:{','.join(called)}/{self.fine}"
 
     @property
     def steps(self) -> int:
         """What a user passes as `num_inference_steps`: the called steps of a coarse plan, the fine steps of a jump."""
         return len(self.segments) if self.own_grid else self.fine
+
+    @property
+    def halved(self) -> bool:
+        """Whether any of its calls leaves the unconditional half of guidance to the rows."""
+        return self.segments[0].halved
 
     @property
     def leaps(self) -> tuple[Segment, ...]:
@@ -192,7 +231,7 @@ class Route:
         segments: list[Segment] = []
         for s in plan.segments:
             if plan.own_grid or s.is_leap:
-                segments.append(Segment(_entry(schedule, s.start), _entry(schedule, s.stop), s.called))
+                segments.append(replace(s, start=_entry(schedule, s.start), stop=_entry(schedule, s.stop)))
             else:
                 first, end = _raw_entry(schedule, s.start), _raw_entry(schedule, s.stop)
                 segments.extend(Segment(i, i + 1) for i in range(first, end))
@@ -205,9 +244,9 @@ class Route:
         return self.segments if self.plan.own_grid else tuple(s for s in self.segments if s.is_leap)
 
     @property
-    def nfe(self) -> int:
-        """Model calls a run of this route makes."""
-        return sum(s.called for s in self.segments)
+    def nfe(self) -> int | float:
+        """Model calls a run of this route makes; one without its unconditional half is half a call."""
+        return calls_of(sum(s.halves for s in self.segments))
 
     @property
     def nfe_full(self) -> int:

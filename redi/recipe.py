@@ -14,6 +14,7 @@ import torch
 
 from redi.embedding import Embeddings
 from redi.errors import InvalidInputError
+from redi.guidance import require_halves
 from redi.knowledge_base import Config, Fingerprint
 from redi.look import look
 from redi.noise import NoiseBank
@@ -111,7 +112,9 @@ class Recipe:
         solver = DiffusersSolver.of(pipe.scheduler, timetable) if solver is None else solver.on(timetable)
         schedule = solver.schedule(steps)
         record = Record()
+        rescale = (settings or {}).get("guidance_rescale", 0.0)
         for plan in plans:
+            require_halves(plan, scale=guidance, rescale=rescale, diversity=diversity, begin=0)
             record |= needs(Route.lay(plan, schedule), solver)
         bank = NoiseBank(seed=seed, size=noises, shape=seen.shape, diversity=diversity)
         mark = fingerprint(
@@ -123,7 +126,7 @@ class Recipe:
             height=seen.height,
             width=seen.width,
             negative_prompt=negative_prompt,
-            guidance_rescale=(settings or {}).get("guidance_rescale", 0.0),
+            guidance_rescale=rescale,
             settings=settings_of(pipe, settings or {}),
             model=model,
         )
@@ -176,7 +179,8 @@ class FineSolver:
         self.most: int | None = None
         self._bank = recipe.bank
         self._embeddings = Embeddings()
-        self._recorder = Recorder(recipe.solver, recipe.config.fingerprint.steps, recipe.config.record)
+        mark = recipe.config.fingerprint
+        self._recorder = Recorder(recipe.solver, mark.steps, recipe.config.record, mark.guidance)
 
     def __call__(self, items: Sequence[Item]) -> list[Rows]:
         """Solve, in one piece if the memory suffices: running out of it halves this batch and those that follow."""

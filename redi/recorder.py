@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from redi.errors import PlanError
+from redi.errors import InvalidInputError, PlanError
+from redi.guidance import unconditional_half
 from redi.interception import EnoughError, Interception, Listener, Start
+from redi.pipelines import denoiser
 from redi.solvers import DiffusersSolver, SolverAdapter, snapshot
 from redi.types import Record, Rows
 
@@ -29,6 +31,7 @@ class Recorder(Listener):
         solver: whose run it is.
         steps: its steps.
         record: what to keep.
+        guidance: classifier-free guidance scale of the run; only unconditional outputs need it.
         whole: whether the run goes to its end, or stops after the last entry that is wanted.
         start: unit noise to start from; None leaves what the pipeline drew.
     """
@@ -36,13 +39,17 @@ class Recorder(Listener):
     solver: DiffusersSolver
     steps: int
     record: Record
+    guidance: float = 1.0
     whole: bool = False
     start: Tensor | None = None
     samples: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     denoised: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     history: dict[int, dict[str, Tensor]] = field(default_factory=dict[int, dict[str, Tensor]])
+    unconditional: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     embeddings: Tensor | None = None
     entry: int = 0
+    question: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the network's last arguments
+    answer: Any = None  # and what it said
     scheduler: Any = None
 
     def __post_init__(self) -> None:
@@ -59,7 +66,17 @@ class Recorder(Listener):
     def begin(self, scheduler: Any) -> None:
         """Forget the last run; this one's steps are the scheduler's."""
         self.scheduler = scheduler
-        self.samples, self.denoised, self.history, self.entry, self.embeddings = {}, {}, {}, 0, None
+        self.samples, self.denoised, self.history, self.unconditional = {}, {}, {}, {}
+        self.entry, self.embeddings, self.question, self.answer = 0, None, None, None
+
+    def asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Hear what the network is asked."""
+        self.question = args, kwargs
+
+    def answered(self, output: Any) -> Any:
+        """Hear what it says, before that is guided."""
+        self.answer = output
+        return output
 
     def noise(self, drawn: Tensor, start: Start) -> Tensor:
         """Start from the noise that was given."""
@@ -93,6 +110,8 @@ class Recorder(Listener):
         self.keep_sample(e, sample)
         if e in self.record.denoised:
             self.denoised[e] = self.grid.denoised(model_output, sample, e).detach().cpu()
+        if e in self.record.unconditional:
+            self.unconditional[e] = unconditional_half(self.question, self.answer, model_output, self.guidance).cpu()
         out = proceed(model_output, timestep, sample, **kwargs)
         self.entry = e + 1
         if self.entry in self.record.history:
@@ -114,13 +133,14 @@ class Recorder(Listener):
         embeddings = self.embeddings
         if embeddings is None or len(embeddings) != len(prompts):  # some pipelines encode other things with the prompts
             embeddings = torch.zeros(len(prompts), 0)
-        return Rows(self.samples, self.denoised, self.history, noise_ids, embeddings, prompts)
+        return Rows(self.samples, self.denoised, self.history, noise_ids, embeddings, prompts, self.unconditional)
 
 
 @contextmanager
 def listening(pipe: Any, recorder: Recorder) -> Generator[Recorder]:
     """Install a recorder for the block."""
-    interception = Interception(pipe, recorder.solver.scheduler(), recorder)
+    heard = denoiser(pipe) if recorder.record.unconditional else None
+    interception = Interception(pipe, recorder.solver.scheduler(), recorder, network=heard)
     interception.install()
     try:
         yield recorder
@@ -139,6 +159,7 @@ def trajectory(
     noise_ids: Int64[Tensor, " b"],
     prompts: Sequence[str],
     condition: Any = None,
+    unconditional: Callable[..., Tensor] | None = None,
 ) -> tuple[Float[Tensor, "b *s"], Rows]:
     """A fine run of any denoiser in our own loop: x at the last entry needed, and the rows to store.
 
@@ -151,12 +172,19 @@ def trajectory(
         noise_ids: which bank noise each sample starts from.
         prompts: names of the rows.
         condition: handed to `denoise`.
+        unconditional: the model without the prompt, called as `denoise`; a record of its outputs needs it.
+
+    Raises:
+        InvalidInputError: such a record without it.
     """
+    if record.unconditional and unconditional is None:
+        raise InvalidInputError("a record of unconditional outputs needs the model that makes them: unconditional=")
     grid = solver.schedule(steps)
     x, state = noise * grid.initial_scale, solver.init(grid)
     samples: dict[int, Tensor] = {}
     denoised: dict[int, Tensor] = {}
     history: dict[int, dict[str, Tensor]] = {}
+    without: dict[int, Tensor] = {}
     for entry in range(record.last + 1):
         if entry in record.samples:
             samples[entry] = x.cpu()
@@ -165,8 +193,11 @@ def trajectory(
         if entry == record.last:
             break
         shown, t = grid.scale_input(x, entry), grid.timesteps[entry].to(x.device)
-        m = denoise(shown, t) if condition is None else denoise(shown, t, condition)
+        asked = (shown, t) if condition is None else (shown, t, condition)
+        m = denoise(*asked)
         if entry in record.denoised:
             denoised[entry] = grid.denoised(m, x, entry).cpu()
+        if unconditional is not None and entry in record.unconditional:
+            without[entry] = unconditional(*asked).cpu()
         x, state = solver.step(m, x, state)
-    return x, Rows(samples, denoised, history, noise_ids, torch.zeros(len(prompts), 0), prompts)
+    return x, Rows(samples, denoised, history, noise_ids, torch.zeros(len(prompts), 0), prompts, without)

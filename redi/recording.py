@@ -167,6 +167,11 @@ class Recording(Listener):
                     f"{type(self.pipe).__name__} counts its steps from a picture on, so it cannot jump ({plan}); "
                     "record a coarse plan"
                 )
+            if plan.halved:
+                raise PlanError(
+                    f"plan {plan} leaves half of its first calls to the rows, whose calls must then differ in their "
+                    "prompts alone; such rows are made by redi.build"
+                )
             record |= needs(Route.lay(plan, schedule), solver)
         mark = self.mark(call, solver, steps)
         config = Config(mark, record, call.bank.to_json(), tuple(map(str, self.plans)), self.storage)
@@ -306,4 +311,5 @@ def _some(rows: Rows, which: Tensor) -> Rows:
         rows.noise_ids[which],
         rows.embeddings[which],
         [rows.prompts[int(i)] for i in which.tolist()],
+        {e: x[which] for e, x in rows.unconditional.items()},
     )

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from redi.engine import ReDiEngine
 from redi.errors import FingerprintMismatchError, InvalidInputError, MissError
+from redi.guidance import rejoined, without
 from redi.interception import Start
 from redi.look import told
+from redi.plan import calls_of
 from redi.recall import Recall, Stopwatch, describe
 from redi.solvers import install, stepping
 from redi.starts import prompts_of, start_from
@@ -45,7 +47,7 @@ class Run(ABC):
     arguments: dict[str, Any]
     notes: list[str] = field(default_factory=list[str])
     watch: Stopwatch = field(default_factory=Stopwatch)
-    calls: int = 0
+    halves: int = 0  # half model calls
     switching: bool = False  # whether the step under way is the one after which `switch_prompt` may switch
     bar: Any = None
 
@@ -55,7 +57,8 @@ class Run(ABC):
 
     def report(self) -> LeapReport:
         """What was done: calls and notes, where no neighbour taught anything."""
-        return LeapReport("plain", self.calls, self.calls, seconds=dict(self.watch.seconds), notes=tuple(self.notes))
+        calls = calls_of(self.halves)
+        return LeapReport("plain", calls, int(calls), seconds=dict(self.watch.seconds), notes=tuple(self.notes))
 
     def noise(self, drawn: Tensor, start: Start, seed: int) -> Tensor:
         """The noise to start from."""
@@ -73,6 +76,14 @@ class Run(ABC):
         """The part of it that a pipeline walks which starts from a picture."""
         return proceed(*args, **kwargs)
 
+    def asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The network's arguments, where it is called with others than the pipeline's."""
+        return None
+
+    def answered(self, output: Any) -> Any:
+        """What the pipeline gets for its answer."""
+        return output
+
 
 @final
 @dataclass
@@ -81,8 +92,8 @@ class PlainRun(Run):
 
     def step(self, proceed: Proceed, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
         """The scheduler's step alone."""
-        self.calls += 1
-        self.switching = self.calls == 1
+        self.halves += 2
+        self.switching = self.halves == 2
         return proceed(model_output, timestep, sample, **kwargs)
 
 
@@ -155,9 +166,7 @@ class LeapingRun(Run):
         """
         engine = self.engine
         if leap in engine.retrieve_at:
-            strangers = torch.full((len(sample),), -1, dtype=torch.int64)
-            ids = strangers if self.noise_ids is None else self.noise_ids
-            recall = engine.recall(self.query(model_output, sample), ids, leap, self.watch)
+            recall = engine.recall(self.query(model_output, sample), self.known_noise(len(sample)), leap, self.watch)
             if self.on_miss == "nearest":
                 recall = recall.nearest()
             if self.on_miss == "error" and not recall.hit.all():
@@ -168,6 +177,10 @@ class LeapingRun(Run):
                 self.first, self.switching = recall, True
         assert self.recall is not None  # the first leap always looks neighbours up
         return self.recall
+
+    def known_noise(self, pictures: int) -> Tensor:
+        """Which bank noise each picture began with; all are strangers where none was heard of."""
+        return torch.full((pictures,), -1, dtype=torch.int64) if self.noise_ids is None else self.noise_ids
 
     def query(self, model_output: Tensor | None, sample: Tensor) -> Tensor:
         """What the engine's key names, at the position of the grid."""
@@ -188,7 +201,7 @@ class LeapingRun(Run):
             return super().report()
         leapt: list[bool] = self.leapt.tolist()
         return self.engine.report(
-            nfe=self.calls,
+            nfe=calls_of(self.halves),
             noise_ids=recall.ids[:0, 0] if self.noise_ids is None else self.noise_ids,
             leapt=leapt,
             found=[describe(recall, i) if did else ((), ()) for i, did in enumerate(leapt)],
@@ -200,7 +213,15 @@ class LeapingRun(Run):
 @final
 @dataclass
 class CoarseRun(LeapingRun):
-    """A coarse plan: C of every leap is the scheduler's own step. A sample that missed is the plain solver's."""
+    """A coarse plan: C of every leap is the scheduler's own step. A sample that missed is the plain solver's.
+
+    Args:
+        halving: whether half calls are made, where the plan has them.
+    """
+
+    halving: bool = False
+    foretold: Tensor | None = None  # unconditional outputs, while the network is asked without
+    unasked: Tensor | None = None  # and of which pictures
 
     @property
     def leapt(self) -> Tensor:
@@ -210,11 +231,31 @@ class CoarseRun(LeapingRun):
 
     def step(self, proceed: Proceed, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
         """One segment of the plan."""
-        self.calls += 1
         leap = self.position
+        self.halves += 1 if self.unasked is not None and len(self.unasked) == len(sample) else 2
+        self.unasked = None
         recall = self.look_up(leap, model_output, sample)
         out = self.advance(proceed, model_output, timestep, sample, **kwargs)
         return with_sample(out, self.engine.leap(out[0], recall, leap, self.watch))
+
+    def asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Without the unconditional half of those pictures of which rows foretell it, where the plan says so."""
+        leap, ids, segments = self.position, self.noise_ids, self.engine.route.segments
+        if not self.halving or ids is None or self.unasked is not None or not segments[leap].halved:
+            return None
+        outputs, known = self.engine.unconditional(leap, ids, self.recall, self.watch)
+        unasked = known.nonzero().flatten()
+        if not len(unasked) or (found := without(args, kwargs, unasked, len(ids))) is None:
+            return None
+        self.foretold, self.unasked = outputs, unasked
+        return found
+
+    def answered(self, output: Any) -> Any:
+        """Both halves, as the pipeline expects them."""
+        foretold, self.foretold = self.foretold, None
+        if foretold is None or self.unasked is None:
+            return output
+        return rejoined(output, foretold, self.unasked)
 
 
 def with_sample(out: Any, sample: Tensor) -> Any:

@@ -18,7 +18,7 @@ from redi.interception import Listener, Start
 from redi.jump import JumpRun
 from redi.knowledge_base import KnowledgeBase
 from redi.knowledge_base.config import versions
-from redi.pipelines import changeable, parts_of
+from redi.pipelines import beside_the_prompt, changeable, parts_of
 from redi.run import CoarseRun, OnMiss, PlainRun, Run
 from redi.settings import decide
 from redi.types import LeapReport
@@ -126,7 +126,10 @@ class Server(Listener):
         if engine is None:
             return PlainRun(pipe, scheduler, arguments)
         if engine.plan.own_grid:
-            return CoarseRun(pipe, scheduler, arguments, engine=engine, on_miss=self.on_miss or "plain")
+            own = beside_the_prompt(arguments) if engine.plan.halved else []
+            notes = [f"whole calls: {', '.join(own)} may change their unconditional half"] if own else []
+            on_miss = self.on_miss or "plain"
+            return CoarseRun(pipe, scheduler, arguments, notes, engine=engine, on_miss=on_miss, halving=not own)
         on_miss = self.on_miss or "full"
         return JumpRun(pipe, scheduler, arguments, engine=engine, on_miss=on_miss, loop_code=self.loop_code)
 
@@ -154,6 +157,14 @@ class Server(Listener):
         """Keep the bar, which a leap shortens."""
         if self.run is not None:
             self.run.bar = bar
+
+    def asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """What the run asks the network instead."""
+        return None if self.run is None else self.run.asked(args, kwargs)
+
+    def answered(self, output: Any) -> Any:
+        """What the run makes of its answer."""
+        return output if self.run is None else self.run.answered(output)
 
     def step(
         self, proceed: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any

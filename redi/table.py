@@ -16,6 +16,7 @@ from torch import Tensor
 
 from redi.backends import Retriever
 from redi.errors import InvalidInputError, KnowledgeBaseError, PlanError
+from redi.guidance import require_halves
 from redi.knowledge_base import Derived, KnowledgeBase
 from redi.partitions import Partition, open_partition
 from redi.plan import Route, Segment
@@ -71,6 +72,8 @@ class Table:
                 found = {"bracket": of.to(kb.config.dtype)}  # a bracket needs no more precision than its row had
             for at in retrieve_at:
                 found[f"key.{at}"] = key_of(rows, key, route.leaps[at])
+            for i in halved:
+                found[f"unconditional.{i}"] = rows.unconditional[route.leaps[i].start]
             for i, leap in enumerate(route.leaps):
                 for name, leaf in rows.history.get(leap.stop, {}).items() if not route.plan.own_grid else ():
                     found[f"history.{i}.{name}"] = leaf
@@ -78,6 +81,7 @@ class Table:
 
         # a jump's bracket may be a whole sample, of which eight bits are not enough
         small = eight_bits and route.plan.own_grid
+        halved = [i for i, leap in enumerate(route.leaps) if leap.halved]
         recipe = {
             "plan": str(route.plan),
             "called": [s.called for s in route.leaps],
@@ -86,6 +90,7 @@ class Table:
             "key": key,
             "retrieve_at": list(retrieve_at),
             **({"bracket": "int8"} if small else {}),
+            **({"halved": halved} if halved else {}),
         }
         derived = kb.derive(recipe, compute)
         noise_ids = kb.noise_ids
@@ -137,6 +142,15 @@ class Table:
         scale = self.derived["scale"].flatten(0, 1).index_select(0, at.flatten())
         return found.float().mul_(scale.view(*at.shape, *[1] * (found.ndim - at.ndim)))
 
+    def unconditional(self, ids: Int64[Tensor, "b k"], leap: int) -> Float[Tensor, "b k *s"]:
+        """The model's outputs without the prompt at the start of a half call's leap, of the given rows, float32."""
+        return self.derived.gather(f"unconditional.{leap}", ids).float()
+
+    def first_of(self, noise_ids: Int64[Tensor, " b"]) -> Int64[Tensor, " b"]:
+        """Some row of each noise, the same one always; −1 where there is none."""
+        first = {noise_id: int(part.ids[0]) for (at, noise_id), part in self.partitions.items() if at == 0}
+        return torch.tensor([first.get(noise_id, -1) for noise_id in noise_ids.tolist()], dtype=torch.int64)
+
     def history(self, ids: Int64[Tensor, "b k"], leap: int) -> dict[str, Float[Tensor, "b k *s"]]:
         """Solver history of the given rows at the end of one leap, leaf by leaf."""
         prefix = f"history.{leap}."
@@ -165,12 +179,26 @@ def require(kb: KnowledgeBase, route: Route, solver: SolverAdapter, *, key: Key,
     """
     for at in retrieve_at:
         _check_key(key, route, at)
+    mark = kb.fingerprint
+    require_halves(
+        route.plan,
+        scale=mark.guidance,
+        rescale=mark.guidance_rescale,
+        diversity=kb.bank.diversity,
+        begin=route.fine.timetable.begin,
+    )
     wanted = needs(route, solver)
     if not wanted <= kb.record:
         raise KnowledgeBaseError(
             f"plan {route.plan} needs samples at entries {sorted(wanted.samples)} and denoised predictions at "
             f"{sorted(wanted.denoised)}; {kb.path} recorded {sorted(kb.record.samples)} and "
-            f"{sorted(kb.record.denoised)}; rebuild it with --plan {route.plan}"
+            f"{sorted(kb.record.denoised)}"
+            + (
+                f", and unconditional outputs at {sorted(kb.record.unconditional)}, not {sorted(wanted.unconditional)}"
+                if not wanted.unconditional <= kb.record.unconditional
+                else ""
+            )
+            + f"; rebuild it with --plan {route.plan}"
         )
     _check_solver(kb, route, solver)
 
@@ -198,6 +226,11 @@ def _check_key(key: Key, route: Route, at: int) -> None:
     if key == "denoised" and not leap.called:
         raise PlanError(
             f"leap {leap} makes no model call, so there is no denoised prediction at its start; use key='sample'"
+        )
+    if leap.halved and at:
+        raise PlanError(
+            f"leap {at} of plan {route.plan} has a half call, whose other half is foretold by neighbours that were "
+            "looked up before; look them up at leaps with whole calls, or at the first"
         )
     if key == "sample" and leap.start == 0:
         raise PlanError("the sample at entry 0 is the shared noise, the same for every row; use key='denoised'")

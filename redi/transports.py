@@ -166,7 +166,7 @@ def needs(route: Route, solver: SolverAdapter) -> Record:
     starts = frozenset(s.start for s in route.leaps)
     stops = frozenset(s.stop for s in route.leaps)
     if route.plan.own_grid:
-        return Record(starts | stops, starts)
+        return Record(starts | stops, starts, unconditional=frozenset(s.start for s in route.leaps if s.halved))
     history = stops | (starts if solver.suits_coarse else frozenset())
     return Record(starts | stops, starts, frozenset(e for e in history if 0 < e < route.fine.fine))
 

@@ -30,23 +30,31 @@ class Neighbors:
 @final
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Which parts of a trajectory are kept: entries of samples x[i], denoised predictions, and solver history."""
+    """Which parts of a trajectory are kept: entries of samples x[i], denoised predictions, solver history, and the
+    model's unconditional output.
+    """
 
     samples: frozenset[int] = frozenset()
     denoised: frozenset[int] = frozenset()
     history: frozenset[int] = frozenset()
+    unconditional: frozenset[int] = frozenset()
 
     def __or__(self, other: Record) -> Record:
-        return Record(self.samples | other.samples, self.denoised | other.denoised, self.history | other.history)
+        return Record(*(a | b for a, b in zip(self.entries, other.entries, strict=True)))
 
     def __le__(self, other: Record) -> bool:
         """Whether everything recorded here is recorded in `other` too."""
-        return self.samples <= other.samples and self.denoised <= other.denoised and self.history <= other.history
+        return all(a <= b for a, b in zip(self.entries, other.entries, strict=True))
+
+    @property
+    def entries(self) -> tuple[frozenset[int], ...]:
+        """Of each part, in order."""
+        return self.samples, self.denoised, self.history, self.unconditional
 
     @property
     def last(self) -> int:
         """The last entry that a run must reach: the run may stop once x at this entry (or its call) is there."""
-        return max([0, *self.samples, *(i + 1 for i in self.denoised), *self.history])
+        return max([0, *self.samples, *(i + 1 for i in self.denoised | self.unconditional), *self.history])
 
 
 @final
@@ -61,6 +69,7 @@ class Rows:
         noise_ids: which bank noise each row began from.
         embeddings: mean over tokens of the prompt's embedding, shape (n, e).
         prompts: n strings.
+        unconditional: entry → the model's output there without the prompt, from which guidance leads away.
     """
 
     samples: Mapping[int, Tensor]
@@ -69,6 +78,7 @@ class Rows:
     noise_ids: Int64[Tensor, " n"]
     embeddings: Tensor
     prompts: Sequence[str]
+    unconditional: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -81,7 +91,7 @@ class LeapReport:
 
     Args:
         plan: the plan served, as text.
-        nfe: model calls made per picture.
+        nfe: model calls made per picture; one without its unconditional half counts as half a call.
         nfe_full: model calls of the fine run.
         leapt: per picture, whether retrieved rows were used.
         noise_ids: per picture, the bank noise it began from; −1 for a stranger.
@@ -99,7 +109,7 @@ class LeapReport:
     """
 
     plan: str
-    nfe: int
+    nfe: int | float
     nfe_full: int
     leapt: tuple[bool, ...] = ()
     noise_ids: tuple[int, ...] = ()
@@ -119,9 +129,9 @@ class LeapReport:
         lines = [
             *(f"{name:<11} {words}" for name, words in self.context.items()),
             f"plan        {self.plan}" + (f" with {self.solver}" if self.solver else ""),
-            f"model calls {self.nfe} per picture"
+            f"model calls {self.nfe:g} per picture"
             + (
-                f" instead of {self.nfe_full} ({saved} saved)"
+                f" instead of {self.nfe_full} ({saved:g} saved)"
                 if (saved := self.nfe_full - self.nfe)
                 else ", none saved"
             ),

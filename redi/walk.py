@@ -10,7 +10,8 @@ from torch import Tensor
 
 from redi.engine import ReDiEngine
 from redi.errors import InvalidInputError
-from redi.plan import Segment
+from redi.guidance import guided
+from redi.plan import Segment, calls_of
 from redi.recall import Recall, Stopwatch, describe
 from redi.solvers import SolverState
 from redi.types import LeapReport
@@ -23,9 +24,11 @@ Denoise = Callable[..., Tensor]
 class Walk:
     """One generation under way: runs segments, and splits the batch where only some of it may jump."""
 
-    def __init__(self, engine: ReDiEngine, denoise: Denoise, watch: Stopwatch, batch: int) -> None:
-        self.engine, self.denoise, self.watch = engine, denoise, watch
-        self.calls = torch.zeros(batch, dtype=torch.int64)
+    def __init__(
+        self, engine: ReDiEngine, denoise: Denoise, conditional: Denoise | None, watch: Stopwatch, batch: int
+    ) -> None:
+        self.engine, self.denoise, self.conditional, self.watch = engine, denoise, conditional, watch
+        self.halves = torch.zeros(batch, dtype=torch.int64)  # half model calls of each picture
         self.recalls: list[tuple[Tensor, Recall]] = []
 
     def run(
@@ -42,7 +45,10 @@ class Walk:
         """Walk `segments` with the samples `who`; state and x are theirs."""
         engine, solver, route = self.engine, self.engine.solver, self.engine.route
         for i, segment in enumerate(segments):
-            m = self.call(x, state, who, condition) if segment.called else None
+            if segment.halved:
+                m = self.half(x, state, who, condition, noise_ids, recall)
+            else:
+                m = self.call(x, state, who, condition) if segment.called else None
             if segment not in route.leaps:
                 with self.watch("solver"):
                     x, state = solver.step(_given(m), x, state)
@@ -101,15 +107,38 @@ class Walk:
 
     def call(self, x: Tensor, state: SolverState, who: Tensor, condition: Any) -> Tensor:
         """The model's output at the state's position, counted for the samples `who`."""
+        self.halves[who] += 2
+        return self.asked("denoise", self.denoise, x, state, condition)
+
+    def half(
+        self, x: Tensor, state: SolverState, who: Tensor, condition: Any, noise_ids: Tensor, recall: Recall | None
+    ) -> Tensor:
+        """The same with the unconditional half as rows foretell it; samples of which they do not are called whole."""
+        assert self.conditional is not None  # `sample` saw to it
+        u, known = self.engine.unconditional(state.position, noise_ids, recall, self.watch)
+        out = torch.empty_like(x)
+        if len(rows := known.nonzero().flatten()):
+            self.halves[who[rows]] += 1
+            c = self.asked("conditional", self.conditional, x[rows], _take(state, rows), _rows(condition, rows))
+            out[rows] = guided(u[rows].to(c), c, self.engine.knowledge_base.fingerprint.guidance)
+        if len(rows := (~known).nonzero().flatten()):
+            out[rows] = self.call(x[rows], _take(state, rows), who[rows], _rows(condition, rows))
+        return out
+
+    def asked(self, name: str, model: Denoise, x: Tensor, state: SolverState, condition: Any) -> Tensor:
+        """What a model says of samples at the state's position.
+
+        Raises:
+            InvalidInputError: something of another shape.
+        """
         grid, at = state.grid, state.position
         with self.watch("model"):
             shown = grid.scale_input(x, at)
             t = grid.timesteps[at].to(x.device)
-            out = self.denoise(shown, t) if condition is None else self.denoise(shown, t, condition)
+            out = model(shown, t) if condition is None else model(shown, t, condition)
         if not isinstance(out, Tensor) or out.shape != x.shape:  # pyright: ignore[reportUnnecessaryIsInstance]
             given = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__  # pyright: ignore
-            raise InvalidInputError(f"denoise must return a tensor of shape {tuple(x.shape)}, given {given}")
-        self.calls[who] += 1
+            raise InvalidInputError(f"{name} must return a tensor of shape {tuple(x.shape)}, given {given}")
         return out
 
     def key(self, x: Tensor, m: Tensor | None, state: SolverState, embeddings: Tensor | None) -> Tensor:
@@ -130,9 +159,9 @@ class Walk:
         for who, recall in self.recalls:
             for row, picture in enumerate(who.tolist()):
                 first.setdefault(picture, (bool(recall.hit[row]), describe(recall, row)))
-        every = [first[i] for i in range(len(self.calls))]
+        every = [first[i] for i in range(len(self.halves))]
         return self.engine.report(
-            nfe=max(self.calls.tolist(), default=0),
+            nfe=calls_of(max(self.halves.tolist(), default=0)),
             noise_ids=noise_ids,
             leapt=[hit for hit, _ in every],
             found=[found for _, found in every],

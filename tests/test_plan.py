@@ -69,7 +69,14 @@ def chosen(draw):
     return partial(Plan.of, [0, *sorted(draw(st.sets(st.integers(1, fine - 1)) if fine > 1 else st.just(set())))], fine)
 
 
-@given(st.one_of(jumps(), coarse(), chosen()))
+@st.composite
+def halved(draw):
+    called = [0, *sorted(draw(st.sets(st.integers(1, 59))))]
+    halves = {0, *draw(st.sets(st.sampled_from(called)))}
+    return partial(Plan.of, called, 60, halves)
+
+
+@given(st.one_of(jumps(), coarse(), chosen(), halved()))
 def test_written_and_read_again(recipe):
     plan = recipe()
     assert Plan.parse(str(plan)) == plan
@@ -85,6 +92,16 @@ def test_segments_cover_the_schedule_once(recipe):
     assert route.nfe == sum(s.called for s in plan.segments)
     assert len(route.leaps) == len(plan.leaps)
     assert route.nfe_full == plan.fine
+
+
+@given(halved())
+def test_half_calls_count_as_halves(recipe):
+    plan = recipe()
+    halves = str(plan).count("h")
+    assert plan.halved
+    assert halves == sum(s.halved for s in Route.lay(plan, plain(plan.fine)).segments)
+    assert Route.lay(plan, plain(plan.fine)).nfe == plan.steps - halves / 2
+    assert plan != Plan.of([s.start for s in plan.segments], plan.fine)
 
 
 @given(jumps())

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from redi.guidance import guided
 from redi.knowledge_base import Config, Fingerprint, KnowledgeBase, Writer
 from redi.noise import NoiseBank
 from redi.plan import Plan, Route
@@ -57,10 +58,29 @@ class Curved:
 
 
 @dataclass
+class Guided:
+    """A model guided away from what it says without a condition, and its calls counted in halves."""
+
+    model: Linear | Curved
+    scale: float = 3.0
+    halves: int = 0
+
+    def __call__(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        return guided(self.unconditional(x, t, c), self.conditional(x, t, c), self.scale)
+
+    def conditional(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        self.halves += len(x)
+        return self.model(x, t, c)
+
+    def unconditional(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        return self.conditional(x, t, torch.zeros_like(c))
+
+
+@dataclass
 class World:
     kb: KnowledgeBase
     solver: DiffusersSolver
-    model: Linear | Curved
+    model: Linear | Curved | Guided
     conditions: Tensor
 
     def noise(self, ids: Tensor) -> Tensor:
@@ -77,7 +97,7 @@ class World:
         )[0]
 
 
-def mark_of(solver: DiffusersSolver, steps: int) -> Fingerprint:
+def mark_of(solver: DiffusersSolver, steps: int, guidance: float = 1.0) -> Fingerprint:
     """The settings of rows that no pipeline made."""
     return Fingerprint(
         model="toy",
@@ -87,7 +107,7 @@ def mark_of(solver: DiffusersSolver, steps: int) -> Fingerprint:
         scheduler=solver.name,
         scheduler_config=dict(solver.config),
         steps=steps,
-        guidance=1.0,
+        guidance=guidance,
         guidance_rescale=0.0,
         negative_prompt="",
         height=None,
@@ -101,7 +121,7 @@ def world(
     folder: Path,
     solver: DiffusersSolver,
     plan: Plan,
-    model: Linear | Curved,
+    model: Linear | Curved | Guided,
     *,
     rows: int = 8,
     noises: int = 2,
@@ -113,15 +133,28 @@ def world(
     record = needs(Route.lay(plan, schedule), solver)
     bank = NoiseBank(seed=3, size=noises, shape=SHAPE, diversity=diversity)
     conditions = torch.randn(rows, 6, generator=torch.Generator().manual_seed(11))
+    scale, without = (model.scale, model.unconditional) if isinstance(model, Guided) else (1.0, None)
     config = Config(
-        fingerprint=mark_of(solver, plan.fine), record=record, noise=bank.to_json(), plans=(str(plan),), storage=storage
+        fingerprint=mark_of(solver, plan.fine, scale),
+        record=record,
+        noise=bank.to_json(),
+        plans=(str(plan),),
+        storage=storage,
     )
     with Writer.open(folder, config) as writer:
         for noise_id in range(noises):
             ids = torch.full((rows,), noise_id)
             names = [str(i) for i in range(rows)]
             _, found = trajectory(
-                model, bank.noise(ids), solver, plan.fine, record, noise_ids=ids, prompts=names, condition=conditions
+                model,
+                bank.noise(ids),
+                solver,
+                plan.fine,
+                record,
+                noise_ids=ids,
+                prompts=names,
+                condition=conditions,
+                unconditional=without,
             )
             writer.append(found)
     return World(KnowledgeBase.open(folder), solver, model, conditions)

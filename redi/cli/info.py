@@ -45,7 +45,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
         console.say(f"  {name.ljust(width)}  {value}")
     lines = [("  plan", "calls", "of", "saved a picture", "pays for itself after")]
     lines += [
-        (f"  {p['plan']}", str(p["nfe"]), str(p["nfe_full"]), str(p["saved"]), pictures(p["break_even"]))
+        (f"  {p['plan']}", f"{p['nfe']:g}", str(p["nfe_full"]), f"{p['saved']:g}", pictures(p["break_even"]))
         for p in paid["plans"]
     ]
     for line in table(lines):

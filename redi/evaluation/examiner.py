@@ -60,7 +60,7 @@ class _Made:
     pictures: Float[Tensor, "b 3 h w"]
     latents: Float[Tensor, "b *s"]
     at_value: Mapping[int, Tensor]
-    calls: int
+    calls: int | float
     leapt: Sequence[bool]
     seconds: Mapping[str, float]
 
@@ -141,11 +141,13 @@ class Examiner:
             )
         stages = {"total": watch.ended - watch.began, "model": watch.model, "solver": watch.solver}
         leapt: Sequence[bool] = [False] * len(prompts)
-        if way.kind == "redi":
+        calls: int | float = watch.calls
+        if way.engine is not None:
             said = report(lane)
+            calls = said.nfe if way.engine.plan.halved else calls  # the clock hears of half calls as of whole ones
             leapt = said.leapt or leapt
             stages |= {s: said.seconds.get(s, 0.0) for s in ("solver", "retrieval", "gather", "combine")}
-        return _Made(pictures.float(), watch.sample.float().cpu(), watch.kept, watch.calls, leapt, stages)
+        return _Made(pictures.float(), watch.sample.float().cpu(), watch.kept, calls, leapt, stages)
 
     def _see(self, way: Way, made: _Made, fine: _Made, prompts: list[str]) -> Seen:
         contest = self.contest

@@ -38,7 +38,7 @@ class Way:
     kind: Literal["fine", "plain", "redi"]
     solver: DiffusersSolver
     steps: int
-    calls: int
+    calls: int | float
     engine: ReDiEngine | None = None
 
     @classmethod
@@ -139,7 +139,9 @@ def same_calls(ways: Sequence[Way], solvers: Sequence[tuple[str, DiffusersSolver
     """
     for calls in dict.fromkeys(w.calls for w in ways if w.kind == "redi"):
         for label, solver in solvers:
-            steps = next((s for s in range(calls, 0, -1) if (n := _calls(solver, s)) is not None and n <= calls), None)
+            steps = next(
+                (s for s in range(int(calls), 0, -1) if (n := _calls(solver, s)) is not None and n <= calls), None
+            )
             if steps is not None:
                 yield Way.plain(solver, steps, label)
 

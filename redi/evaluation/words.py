@@ -55,7 +55,7 @@ def comparisons(table: Table) -> list[tuple[str, ...]]:
     return [
         ("redi minus a plain solver", "calls", *(TITLES[c] for c in there)),
         *(
-            (f"{a.way.name} − {a.plain.name}", str(a.way.calls), *(_difference(a, c) for c in there))
+            (f"{a.way.name} − {a.plain.name}", f"{a.way.calls:g}", *(_difference(a, c) for c in there))
             for a in table.against
         ),
     ]

@@ -67,7 +67,8 @@ def _check(
         r = config.record
         raise InvalidInputError(
             f"rows of {path} hold samples of shape {config.fingerprint.sample_shape} at entries "
-            f"{sorted(r.samples)}, denoised at {sorted(r.denoised)}, history at {sorted(r.history)}; "
+            f"{sorted(r.samples)}, denoised at {sorted(r.denoised)}, history at {sorted(r.history)}, unconditional at "
+            f"{sorted(r.unconditional)}; "
             f"given: {'; '.join(wrong)}"
         )
 

@@ -28,6 +28,7 @@ def card(config: Config, manifest: Manifest) -> str:
         "Samples recorded at": _entries(record.samples),
         "Denoised predictions recorded at": _entries(record.denoised),
         "Solver history recorded at": _entries(record.history),
+        "Unconditional outputs recorded at": _entries(record.unconditional),
         "Noise bank": json.dumps(config.noise, ensure_ascii=False, sort_keys=True),
         "Stored as": f"{config.storage}, {stored:,} bytes",
         "Created with": versions,

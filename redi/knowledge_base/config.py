@@ -75,7 +75,7 @@ class Config:
             raise InvalidInputError(
                 "a row must hold at least one sample or denoised prediction, given a record of none"
             )
-        if negative := [e for e in self.record.samples | self.record.denoised | self.record.history if e < 0]:
+        if negative := [e for e in frozenset().union(*self.record.entries) if e < 0]:
             raise InvalidInputError(f"recorded entries must be ≥ 0, given {sorted(negative)}")
 
     @property
@@ -92,6 +92,8 @@ class Config:
                 "samples": sorted(self.record.samples),
                 "denoised": sorted(self.record.denoised),
                 "history": sorted(self.record.history),
+                # what few rows hold is not said of the others: they are read by older versions
+                **({"unconditional": sorted(self.record.unconditional)} if self.record.unconditional else {}),
             },
             "noise": files.encode(self.noise, "noise"),
             "plans": list(self.plans),
@@ -125,7 +127,9 @@ class Config:
             "config",
         )
         entries = NATURAL.list()
-        record = take(given["record"], {"samples": entries, "denoised": entries, "history": entries}, "config: record")
+        kinds = {"samples": entries, "denoised": entries, "history": entries}
+        kinds |= {"unconditional": entries} if "unconditional" in given["record"] else {}
+        record = take(given["record"], kinds, "config: record")
         try:
             return cls(
                 fingerprint=Fingerprint.from_json(given["fingerprint"]),

@@ -1,6 +1,7 @@
 """How rows lie in a shard: which tensors, under which names, with which shapes.
 
-`sample.00012`, `denoised.00012`, `history.00012.<leaf>`, `noise_id`, `embedding`; every first dimension is the rows.
+`sample.00012`, `denoised.00012`, `unconditional.00012`, `history.00012.<leaf>`, `noise_id`, `embedding`; every first
+dimension is the rows.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def flatten(rows: Rows) -> dict[str, Tensor]:
     return {
         **{f"sample.{e:05d}": x for e, x in rows.samples.items()},
         **{f"denoised.{e:05d}": x for e, x in rows.denoised.items()},
+        **{f"unconditional.{e:05d}": x for e, x in rows.unconditional.items()},
         **{f"history.{e:05d}.{leaf}": x for e, leaves in rows.history.items() for leaf, x in leaves.items()},
         NOISE_ID: rows.noise_ids,
         EMBEDDING: rows.embeddings,
@@ -44,6 +46,7 @@ def assemble(tensors: Mapping[str, Tensor], prompts: Sequence[str], record: Reco
         noise_ids=tensors[NOISE_ID],
         embeddings=tensors[EMBEDDING],
         prompts=prompts,
+        unconditional={e: tensors[f"unconditional.{e:05d}"] for e in sorted(record.unconditional)},
     )
 
 
@@ -55,7 +58,8 @@ def dtype(name: str, config: Config) -> torch.dtype:
 def wrong(layout: Mapping[str, tuple[int, ...]], config: Config) -> list[str]:
     """What in a layout (tensor → shape of one row) is not as the configuration promises, in words."""
     shape, record = config.fingerprint.sample_shape, config.record
-    plain = {f"sample.{e:05d}" for e in record.samples} | {f"denoised.{e:05d}" for e in record.denoised}
+    kinds = {"sample": record.samples, "denoised": record.denoised, "unconditional": record.unconditional}
+    plain = {f"{kind}.{e:05d}" for kind, entries in kinds.items() for e in entries}
     found = [f"{name} is missing" for name in sorted(plain | {NOISE_ID, EMBEDDING}) if name not in layout]
     for name, given in layout.items():
         leaf = _LEAF.fullmatch(name)

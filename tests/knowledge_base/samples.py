@@ -66,6 +66,7 @@ def rows(of: Config, first: int, stop: int, width: int = 4, dtype: torch.dtype =
         noise_ids=ids % noises,
         embeddings=numbers(3001, (width,)),
         prompts=[f"prompt {i // noises}, “quoted” 🦊\n" for i in range(first, stop)],
+        unconditional={e: numbers(4001 + e, shape) for e in record.unconditional},
     )
 
 
@@ -80,6 +81,7 @@ def leaves(given: Rows) -> dict[str, Tensor]:
     return {
         **{f"sample {e}": t for e, t in given.samples.items()},
         **{f"denoised {e}": t for e, t in given.denoised.items()},
+        **{f"unconditional {e}": t for e, t in given.unconditional.items()},
         **{f"history {e} {leaf}": t for e, of in given.history.items() for leaf, t in of.items()},
         "noise": given.noise_ids,
         "embedding": given.embeddings,
@@ -98,6 +100,6 @@ def same(left: Rows, right: Rows, dtype: torch.dtype) -> bool:
 
 
 _entries = st.frozensets(st.integers(0, 99_999), max_size=3)
-records = st.builds(Record, _entries, _entries, _entries).filter(lambda r: bool(r.samples | r.denoised))
+records = st.builds(Record, _entries, _entries, _entries, _entries).filter(lambda r: bool(r.samples | r.denoised))
 storages = st.sampled_from(["float16", "float32", "bfloat16"])
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)

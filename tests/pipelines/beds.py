@@ -134,24 +134,27 @@ class Bed:
             with redi.record(self.pipe, folder, plans=self.plans, noises=2, storage="float32"):
                 self.fine = self(PROMPTS, STEPS)
         else:
-            known = ("guidance_scale", "height", "width", "negative_prompt", "output_type")
-            negative = self.call.get("negative_prompt", [""])[0]
-            build(
-                self.pipe,
-                PROMPTS,
-                folder,
-                plans=[redi.Plan.parse(p) for p in self.plans],
-                noises=2,
-                guidance=self.call.get("guidance_scale", 1.0),
-                height=self.call["height"],
-                width=self.call["width"],
-                negative_prompt=negative,
-                settings={k: v for k, v in self.call.items() if k not in known},
-                storage="float32",
-            )
+            self.built(self.plans, folder)
         self.kb = redi.KnowledgeBase.open(folder)
         if not self.case.recorded:
             self.fine = self(PROMPTS, STEPS, latents=self.noise(0))
+
+    def built(self, plans: list[str], folder: Path) -> redi.KnowledgeBase:
+        """A knowledge base of the prompts for these plans."""
+        known = ("guidance_scale", "height", "width", "negative_prompt", "output_type")
+        return build(
+            self.pipe,
+            PROMPTS,
+            folder,
+            plans=[redi.Plan.parse(p) for p in plans],
+            noises=2,
+            guidance=self.call.get("guidance_scale", 1.0),
+            height=self.call["height"],
+            width=self.call["width"],
+            negative_prompt=self.call.get("negative_prompt", [""])[0],
+            settings={k: v for k, v in self.call.items() if k not in known},
+            storage="float32",
+        )
 
     def noise(self, seed: int) -> Tensor:
         """The noise from which an enabled pipeline starts a call of all prompts with this generator."""

@@ -56,6 +56,29 @@ def coarse(it: Bed) -> None:
         assert relative(it(PROMPTS, it.few, latents=it.noise(0)), it.fine) > 100 * EXACT  # as the solver alone does not
 
 
+def half_calls(it: Bed) -> None:
+    """So it does where half of its first calls is left to the rows (`at:0h,2h,4/10`)."""
+    plan, folder = f"at:0h,2h,4/{it.steps}", Path(tempfile.mkdtemp()) / "kb"
+    if it.case.recorded:  # say what says so to who tries
+        with redi.record(it.pipe, folder, plans=[plan]):
+            it(PROMPTS, STEPS)
+    kb, rows = it.built([plan], folder), [0]
+
+    def count(network: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        rows[0] += len(output[0])
+
+    redi.enable(it.pipe, kb, neighbors=1)
+    handle = it.network.register_forward_hook(count, with_kwargs=True, prepend=True)
+    try:
+        leapt = it(PROMPTS, 3)
+        assert redi.report(it.pipe).nfe == 2
+        assert rows[0] == 2 * 2 * len(PROMPTS)
+        assert relative(leapt, it.fine) <= EXACT
+    finally:
+        handle.remove()
+        redi.disable(it.pipe)
+
+
 def _jump(it: Bed, transport: Any) -> None:
     plan = next((p for p in it.plans if p.startswith("jump")), None)
     if plan is None:  # say what says so to who tries
@@ -379,9 +402,21 @@ def no_leaks(it: Bed) -> None:
 FEATURES: dict[str, Callable[[Bed], None]] = {
     f.__name__: f
     for f in (
-        *(coarse, jump_value, jump_residual, jump_defect, recorded_calls, mixed_batches, batches, generators),
-        *(pictures_per_prompt, callbacks, guidance_off, negative_prompts, guidance_rescale, half_precision, eta_zero),
-        *(compiled, adapters, eight_bits, offloaded, progress, plain_fallback, deep_copies, saving, no_leaks),
+        *(coarse, half_calls, jump_value, jump_residual, jump_defect, recorded_calls, mixed_batches, batches),
+        *(generators, pictures_per_prompt, callbacks, guidance_off, negative_prompts, guidance_rescale),
+        *(
+            half_precision,
+            eta_zero,
+            compiled,
+            adapters,
+            eight_bits,
+            offloaded,
+            progress,
+            plain_fallback,
+            deep_copies,
+            saving,
+            no_leaks,
+        ),
         *(eta, custom_schedule, denoising_window, other_guidance, other_steps, stochastic_scheduler),
     )
 }

@@ -16,6 +16,7 @@ BEGIN, END = "<!-- matrix -->", "<!-- end of matrix -->"
 YES, REFUSED, ABSENT = "yes", "refused", "–"
 
 WORDS = {
+    "half_calls": "half",
     **dict.fromkeys(("jump_value", "jump_residual", "jump_defect"), "cannot jump"),
     "eta": "eta",
     "custom_schedule": "sigmas|timesteps",
@@ -25,6 +26,8 @@ WORDS = {
     "stochastic_scheduler": "draws noise in every step",
 }
 """What the error says of each thing that is refused."""
+_DOUBLING = ("StableDiffusion", "StableDiffusionXL", "StableDiffusion3", "PixArtSigma", "Sana")
+"""Guide by one batch of twice the size, from noise and text alone."""
 _ARGUMENT = {
     "negative_prompts": "negative_prompt",
     "guidance_rescale": "guidance_rescale",
@@ -44,6 +47,8 @@ def expected(name: str, feature: str) -> str:
         return ABSENT  # diffusers loads none into its transformer
     if feature in _ARGUMENT and _ARGUMENT[feature] not in parameters_of(name):
         return ABSENT
+    if feature == "half_calls":
+        return YES if name in _DOUBLING else REFUSED
     if feature.startswith("jump"):
         return REFUSED if "timestep" in prepares(name) else YES
     return REFUSED if feature in WORDS else YES

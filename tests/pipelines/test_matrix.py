@@ -9,7 +9,7 @@ from tests.pipelines.beds import CASES, JUMPS_ONLY, bed
 from tests.pipelines.features import FEATURES, coarse, jump_defect, jump_residual, jump_value
 from tests.pipelines.matrix import ABSENT, PAGE, REFUSED, WORDS, expected, updated
 
-_ALWAYS = ("coarse", "jump_value")  # of every pipeline in the fast tests; of StableDiffusion everything
+_ALWAYS = ("coarse", "half_calls", "jump_value")  # of every pipeline in the fast tests; of StableDiffusion everything
 _LONG = ("no_leaks",)
 
 
@@ -38,7 +38,8 @@ def test_matrix(name: str, feature: str) -> None:
             return
         with it.counted() as calls, pytest.raises(redi.ReDiError, match=WORDS[feature]):
             FEATURES[feature](it)
-        assert calls == [0]  # refused before sampling starts
+        # refused before sampling starts, or by what the first step shows
+        assert calls[0] <= (2 if feature == "half_calls" else 0)
     finally:
         redi.disable(it.pipe)
 
