@@ -39,7 +39,16 @@ _AT: Final[Mapping[int, Mapping[float, tuple[int, ...]]]] = {  # calls → guida
 }
 
 
-def places(calls: int, fine: int, guidance: float) -> list[int] | None:
+_HALVED: Final[Mapping[int, Mapping[float, tuple[int, ...]]]] = {  # the same, a step more for two half calls
+    3: {3.0: (0, 11, 21, 29)},
+    4: {3.0: (0, 9, 18, 26, 33)},
+    5: {3.0: (0, 9, 17, 24, 30, 36)},
+    6: {3.0: (0, 8, 15, 21, 26, 31, 37)},
+    8: {3.0: (0, 7, 13, 18, 22, 26, 30, 35, 41)},
+}
+
+
+def places(calls: int, fine: int, guidance: float, halved: bool = False) -> list[int] | None:
     """Steps of a schedule of `fine` on Karras noise levels at which so many calls are made; None is an even spread.
 
     Between the scales that were measured places move linearly with guidance, beyond them they stay. There is none
@@ -49,10 +58,13 @@ def places(calls: int, fine: int, guidance: float) -> list[int] | None:
         calls: how many.
         fine: steps of the schedule.
         guidance: classifier-free guidance scale.
+        halved: whether the first two are half calls, which leaves room for a step more.
     """
+    if halved and calls not in _HALVED:
+        return places(calls + 1, fine, guidance)
     if calls not in _AT:
         return None
-    known = _AT[calls]
+    known = _HALVED[calls] if halved else _AT[calls]
     below = max((scale for scale in known if scale <= guidance), default=min(known))
     above = min((scale for scale in known if scale >= guidance), default=max(known))
     share = (guidance - below) / (above - below) if below < above else 0.0

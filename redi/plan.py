@@ -16,6 +16,7 @@ from redi.errors import PlanError
 from redi.places import places
 from redi.schedules import Grid
 
+_FEWEST: Final = 4  # steps of which the second comes early enough for the rows to know its unconditional half
 _JUMP: Final = re.compile(r"jump:(\d+:\d+(?:\+\d+:\d+)*)/(\d+)")
 _COARSE: Final = re.compile(r"coarse:(\d+)/(\d+)")
 _AT: Final = re.compile(r"at:(\d+h?(?:,\d+h?)*)/(\d+)")
@@ -118,13 +119,14 @@ class Plan:
         return cls.of([round(i * fine / steps) for i in range(steps)], fine)
 
     @classmethod
-    def placed(cls, calls: int, fine: int, *, guidance: float) -> Plan:
+    def placed(cls, calls: int, fine: int, *, guidance: float, halved: bool = False) -> Plan:
         """So many calls where they were found to be best made on Karras noise levels; an even spread if they are many.
 
         Args:
             calls: how many.
             fine: steps of the schedule.
             guidance: classifier-free guidance scale: strong guidance wants more of a few calls at high noise.
+            halved: whether the first two steps make half calls, so that there is a step more for as many calls.
 
         Raises:
             PlanError: calls that the schedule has not, or guidance that is no number.
@@ -133,8 +135,9 @@ class Plan:
             raise PlanError(
                 f"guidance must be a finite number, given {guidance!r}; give the scale that calls will have"
             )
-        found = places(calls, fine, guidance)
-        return cls.coarse(calls, fine) if found is None else cls.of(found, fine)
+        found = places(calls, fine, guidance, halved)
+        whole = cls.coarse(calls + halved, fine) if found is None else cls.of(found, fine)
+        return whole.halving() if halved else whole
 
     @classmethod
     def of(cls, called: Sequence[int], fine: int, halved: Collection[int] = ()) -> Plan:
@@ -194,6 +197,20 @@ class Plan:
     def leaps(self) -> tuple[Segment, ...]:
         """The segments that retrieved rows correct."""
         return self.segments if self.own_grid else tuple(s for s in self.segments if s.is_leap)
+
+    def halving(self) -> Plan:
+        """The same coarse plan with its first two calls halved: one call less.
+
+        Raises:
+            PlanError: a jump, or so few steps that the rows know little of the second call's unconditional half.
+        """
+        if not self.own_grid or self.steps < _FEWEST:
+            raise PlanError(
+                f"the first two calls are halved of a coarse plan of {_FEWEST} steps at least, which are "
+                f"{_FEWEST - 1} calls, given {self}"
+            )
+        halves = [replace(s, halved=i < 2) for i, s in enumerate(self.segments)]
+        return replace(self, segments=tuple(halves))
 
     def calling(self, called: bool) -> Plan:
         """The same jump with or without a model call at the start of its leaps."""

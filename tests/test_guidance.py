@@ -24,6 +24,7 @@ from redi.gate import Gate, Trust
 from redi.guidance import guided, rejoined, unconditional_half, without
 from redi.plan import Plan
 from redi.solvers import DiffusersSolver
+from redi.tuning import tune
 from tests.worlds import SHAPE, Curved, Guided, Linear, World, world
 
 WHOLE, HALF = Plan.parse("at:0,4,9,14/20"), Plan.parse("at:0h,4h,9,14h/20")
@@ -170,6 +171,13 @@ def test_what_cannot_be_halved_is_refused(tmp_path: Path) -> None:
             Plan.parse(plan)
     with pytest.raises(PlanError, match="only called steps"):
         Plan.of([0, 4], 20, halved=[0, 5])
+
+
+def test_left_out_rows_alone_tune_no_half_calls(tmp_path: Path) -> None:
+    w = guided_world(tmp_path, Curved())
+    with pytest.raises(InvalidInputError, match="half calls err by"):
+        tune(w.kb)
+    assert str(WHOLE) in tune(w.kb, WHOLE)
 
 
 # How a network is asked without the unconditional half of some pictures, and what the pipeline gets.

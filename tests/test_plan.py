@@ -184,6 +184,14 @@ def test_placed_calls_are_as_many_as_asked_for_and_ascend(fine, fewer, guidance)
         assert weaker.segments[-1].start >= plan.segments[-1].start >= stronger.segments[-1].start
 
 
+@given(st.integers(3, 60), st.floats(1, 30))
+def test_placed_half_calls_are_as_many_as_asked_for(calls, guidance):
+    plan = Plan.placed(calls, 80, guidance=guidance, halved=True)
+    assert Route.lay(plan, plain(80)).nfe == calls
+    assert plan.steps == calls + 1
+    assert [i for i, s in enumerate(plan.segments) if s.halved] == [0, 1]
+
+
 def test_placed_calls_where_places_do_not_matter():
     for calls, fine, guidance in ((24, 48, 6.0), (6, 6, 6.0), (1, 1, 7.5), (13, 48, 30.0)):
         assert Plan.placed(calls, fine, guidance=guidance) == Plan.coarse(calls, fine)

@@ -33,7 +33,7 @@ class Made:
     """What a way made: latents of every noise and query, and the model calls of one picture."""
 
     latents: Float[Tensor, "noises queries c h w"]
-    calls: int
+    calls: int | float
 
 
 class World:
@@ -105,7 +105,7 @@ class World:
         size = min(bundled.BATCH, len(contents))
         numbers = torch.stack([torch.arange(len(contents)), len(contents) + torch.arange(len(contents))], 1)
         batches = [(n, i) for n in range(self.bank.size) for i in range(0, len(contents) - size + 1, size)]
-        found: dict[tuple[int, int, int], tuple[Tensor, int]] = {}
+        found: dict[tuple[int, int, int], tuple[Tensor, int | float]] = {}
         engines: dict[int, ReDiEngine] = {}
         with tqdm(total=len(batches) * len(ways), desc="sampling", unit="batch") as bar:
             for noise, at in batches:
@@ -121,7 +121,7 @@ class World:
                         x, calls = self.run(way, engines.get(w), denoise, noise, numbers[at : at + size])
                         save(file, x, calls)
                     kept = load_file(file)
-                    found[w, noise, at] = kept["latents"], int(kept["calls"])
+                    found[w, noise, at] = kept["latents"], kept["calls"].item()
         return [
             Made(
                 torch.stack(
@@ -150,7 +150,7 @@ class World:
 
     def run(
         self, way: Way, engine: ReDiEngine | None, denoise: Denoiser, noise: int, numbers: Int64[Tensor, "b two"]
-    ) -> tuple[Float[Tensor, "b c h w"], int]:
+    ) -> tuple[Float[Tensor, "b c h w"], int | float]:
         """Latents of one batch by a way, and its model calls."""
         ids = torch.full((len(numbers),), noise)
         x, solver = self.start(ids), self.solver(way.solver)
@@ -164,7 +164,12 @@ class World:
             )
             return out, grid.fine
         out, report = engine.sample(
-            denoise, x, condition=numbers, noise_ids=ids, embeddings=denoise.embeddings[numbers[:, 0]]
+            denoise,
+            x,
+            conditional=denoise.conditional,
+            condition=numbers,
+            noise_ids=ids,
+            embeddings=denoise.embeddings[numbers[:, 0]],
         )
         return out, report.nfe
 
@@ -177,7 +182,7 @@ class World:
         return self.settings.cache / "latents" / f"{hashlib.sha1(said.encode()).hexdigest()[:20]}.safetensors"
 
 
-def save(file: Path, latents: Tensor, calls: int) -> None:
+def save(file: Path, latents: Tensor, calls: int | float) -> None:
     """Write latents in one go, so that an interrupt leaves none by halves."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")

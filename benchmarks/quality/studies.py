@@ -18,7 +18,7 @@ from benchmarks.paper import report
 from benchmarks.paper.measures import Judge
 from benchmarks.paper.settings import Settings, spread
 from benchmarks.paper.ways import Way
-from benchmarks.quality import plain, where
+from benchmarks.quality import halves, plain, where
 from benchmarks.quality.lab import BUDGETS, coarse, evenly, measured, one_noise, scaled, served
 from redi import NNLS, Affine, Combiner, Kriging, LeastSquares, Nearest, zoo
 
@@ -273,6 +273,7 @@ STUDIES: Final[Mapping[str, Study]] = {
     "rows": Study(rows, plain_tables, lines("rows", "rows of the noise")),
     "noises": Study(noises, plain_tables, lines("eta", "η, distance from the bank's noise")),
     "guidance": Study(guidance, plain_tables, lines("guidance", "guidance scale")),
+    "halves": Study(halves.halves, plain_tables, lines("calls", "model calls per picture")),
     "seen": Study(seen, plain_tables, lines("calls", "model calls per picture")),
     "teacher": Study(teacher, plain_tables, lines("calls", "steps")),
 }

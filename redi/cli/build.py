@@ -41,7 +41,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--plan",
         default="few:8/40",
         metavar="P[,P…]",
-        help="what it shall serve: few:CALLS/FINE (calls placed for the guidance), coarse:CALLS/FINE (evenly), "
+        help="what it shall serve: few:CALLS/FINE (calls placed for the guidance; few:CALLSh/FINE makes the first two "
+        "without their unconditional half, and a step more), coarse:CALLS/FINE (evenly), "
         "at:STEP,STEP,…/FINE, jump:KEY:VALUE/FINE; several share FINE (default: few:8/40)",
     )
     parser.add_argument("--noises", type=int, default=1, metavar="M", help="starting noises in the bank")
@@ -108,9 +109,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
         limit=given.limit,
         note=console.note if first else lambda text: None,
     )
-    from redi.plan import Plan
-
-    names.plans(given.plan, Plan.coarse)  # is said to be wrong before the model is loaded
+    names.plans(given.plan, names.evenly)  # is said to be wrong before the model is loaded
     guidance = models.guidance_of(given.model) if given.guidance is None else given.guidance
     if (folder := Path(given.kb)).exists() and not folder.is_dir():
         raise InvalidInputError(f"{folder} is a file; expected a folder for the knowledge base")

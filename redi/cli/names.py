@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +38,7 @@ KEYS: Final = ("denoised", "sample", "prompt")
 RETRIEVERS: Final[Mapping[str, str]] = {"exact": "Exact", "faiss": "Faiss", "hnsw": "Hnsw", "scann": "Scann"}
 
 _KARRAS: Final = "-karras"
-_FEW: Final = re.compile(r"few:(\d+)/(\d+)")
+_FEW: Final = re.compile(r"few:(\d+)(h?)/(\d+)")
 # these walk a flow's schedule when they are told to; the others of a diffusion model cannot
 _CAN_FLOW: Final = ("dpmsolver++", "dpmsolver++3", "deis", "unipc")
 
@@ -164,12 +163,12 @@ def transport(name: str) -> Transport:
     return kinds[name]()
 
 
-def plans(text: str, few: Callable[[int, int], Plan] | None = None) -> Sequence[Plan]:
+def plans(text: str, few: Callable[[int, int, bool], Plan] | None = None) -> Sequence[Plan]:
     """One or several plans with commas between them.
 
     Args:
-        text: as `Plan.parse` reads each; or `few:CALLS/FINE`, where calls may be placed.
-        few: places so many calls in a schedule of so many steps.
+        text: as `Plan.parse` reads each; or `few:CALLS/FINE`, `few:CALLSh/FINE`, where calls may be placed.
+        few: places so many calls in a schedule of so many steps, the first two by halves or not.
 
     Raises:
         PlanError: one cannot be read.
@@ -182,19 +181,28 @@ def plans(text: str, few: Callable[[int, int], Plan] | None = None) -> Sequence[
         if few is None:
             raise PlanError(f"{part} is placed when a knowledge base is built; name the plan as redi info KB shows it")
         if not (m := _FEW.fullmatch(part)):
-            raise PlanError(f"cannot read plan {part!r}; write it as 'few:CALLS/FINE', e.g. few:8/40")
-        return few(int(m[1]), int(m[2]))
+            raise PlanError(f"cannot read plan {part!r}; write it as 'few:CALLS/FINE', e.g. few:8/40, few:8h/40")
+        return few(int(m[1]), int(m[3]), bool(m[2]))
 
     # an `at:` plan has commas of its own, before digits
     return list(dict.fromkeys(read(part) for part in re.split(r",\s*(?=[a-z])", text.strip())))
 
 
-def placing(solver: DiffusersSolver, guidance: float) -> Callable[[int, int], Plan]:
+def evenly(calls: int, fine: int, halved: bool) -> Plan:
+    """So many calls evenly spread, the first two of a step more by halves or not."""
+    from redi.plan import Plan
+
+    return Plan.coarse(calls + 1, fine).halving() if halved else Plan.coarse(calls, fine)
+
+
+def placing(solver: DiffusersSolver, guidance: float) -> Callable[[int, int, bool], Plan]:
     """Where few calls of this solver are made: placed for the guidance on Karras noise levels, else evenly spread."""
     from redi.plan import Plan
 
-    karras = solver.config.get("use_karras_sigmas", False)
-    return functools.partial(Plan.placed, guidance=guidance) if karras else Plan.coarse
+    def place(calls: int, fine: int, halved: bool) -> Plan:
+        return Plan.placed(calls, fine, guidance=guidance, halved=halved)
+
+    return place if solver.config.get("use_karras_sigmas", False) else evenly
 
 
 def retriever(text: str) -> Retriever:

@@ -88,6 +88,11 @@ def tune(
         raise InvalidInputError(f"{kb.path} holds no finished rows; run redi build first")
     began = time.monotonic()
     engines = _plans(kb, plan, calls)
+    if not prompts and (halved := [str(e.plan) for e in engines if e.plan.halved]):
+        raise InvalidInputError(
+            f"rows that are left out do not show what half calls err by ({', '.join(halved)}); give a pipeline and "
+            "prompts that the knowledge base does not hold, or name another plan"
+        )
     if prompts:
         prompts = unseen(pipe, kb, prompts)
     measured = {name for name, tuned in Tunings.read(kb).plans.items() if tuned.validation}

@@ -142,7 +142,19 @@ def test_few_calls_that_cannot_be_placed_say_how_or_where() -> None:
     with pytest.raises(PlanError, match=r"few:8/40 is placed when .* redi info"):
         names.plans("few:8/40")
     with pytest.raises(PlanError, match="'few:CALLS/FINE'"):
-        names.plans("few:8", Plan.coarse)
+        names.plans("few:8", names.placing(names.solver("dpmsolver++", DIFFUSION), 7.5))
+
+
+def test_few_calls_with_half_ones_are_a_step_more() -> None:
+    for name in ("dpmsolver++-karras", "dpmsolver++"):
+        place = names.placing(names.solver(name, DIFFUSION), 3.0)
+        for calls in (3, 4, 8, 13):
+            (plan,) = names.plans(f"few:{calls}h/48", place)
+            assert plan.steps == calls + 1
+            assert [s.halved for s in plan.segments] == [True, True, *[False] * (calls - 1)]
+        with pytest.raises(PlanError, match="3 calls"):
+            names.plans("few:2h/48", place)
+    assert place(8, 48, True) == Plan.coarse(9, 48).halving()
 
 
 @pytest.mark.parametrize("text", ["", "coarse:8", "coarse:8/40,", "leap:1/2", "jump:8:5/20", "few:8/40"])
