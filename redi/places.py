@@ -41,10 +41,10 @@ _AT: Final[Mapping[int, Mapping[float, tuple[int, ...]]]] = {  # calls → guida
 
 _HALVED: Final[Mapping[int, Mapping[float, tuple[int, ...]]]] = {  # the same, a step more for two half calls
     3: {3.0: (0, 11, 21, 29)},
-    4: {3.0: (0, 9, 18, 26, 33)},
-    5: {3.0: (0, 9, 17, 24, 30, 36)},
-    6: {3.0: (0, 8, 15, 21, 26, 31, 37)},
-    8: {3.0: (0, 7, 13, 18, 22, 26, 30, 35, 41)},
+    4: {3.0: (0, 9, 18, 26, 33), 6.0: (0, 7, 17, 25, 30)},
+    5: {3.0: (0, 9, 17, 24, 30, 36), 6.0: (0, 6, 15, 22, 27, 31)},
+    6: {3.0: (0, 8, 15, 21, 26, 31, 37), 6.0: (0, 8, 14, 19, 24, 29, 34)},
+    8: {3.0: (0, 7, 13, 18, 22, 26, 30, 35, 41), 6.0: (0, 8, 13, 18, 22, 25, 29, 33, 38)},
 }
 
 
@@ -60,11 +60,9 @@ def places(calls: int, fine: int, guidance: float, halved: bool = False) -> list
         guidance: classifier-free guidance scale.
         halved: whether the first two are half calls, which leaves room for a step more.
     """
-    if halved and calls not in _HALVED:
-        return places(calls + 1, fine, guidance)
-    if calls not in _AT:
+    known = _HALVED.get(calls, _AT.get(calls + 1)) if halved else _AT.get(calls)
+    if known is None:
         return None
-    known = _HALVED[calls] if halved else _AT[calls]
     below = max((scale for scale in known if scale <= guidance), default=min(known))
     above = min((scale for scale in known if scale >= guidance), default=max(known))
     share = (guidance - below) / (above - below) if below < above else 0.0

@@ -136,6 +136,10 @@ class Plan:
                 f"guidance must be a finite number, given {guidance!r}; give the scale that calls will have"
             )
         found = places(calls, fine, guidance, halved)
+        if found is None and halved:  # the step more divides the first one, which is the longest
+            first, *others = [s.start for s in cls.placed(calls, fine, guidance=guidance).segments]
+            between = others[0] // 2 if others else 0
+            found = [first, between, *others] if between else None
         whole = cls.coarse(calls + halved, fine) if found is None else cls.of(found, fine)
         return whole.halving() if halved else whole
 

@@ -192,6 +192,12 @@ def test_placed_half_calls_are_as_many_as_asked_for(calls, guidance):
     assert [i for i, s in enumerate(plan.segments) if s.halved] == [0, 1]
 
 
+def test_placed_half_calls_divide_a_first_step_where_nothing_better_was_found():
+    whole, half = (Plan.placed(16, 48, guidance=3.0, halved=h) for h in (False, True))
+    assert [s.start for s in half.segments] == [0, 1, *(s.start for s in whole.segments[1:])]
+    assert str(Plan.placed(4, 48, guidance=3.0, halved=True)) == "at:0h,9h,18,26,33/48"
+
+
 def test_placed_calls_where_places_do_not_matter():
     for calls, fine, guidance in ((24, 48, 6.0), (6, 6, 6.0), (1, 1, 7.5), (13, 48, 30.0)):
         assert Plan.placed(calls, fine, guidance=guidance) == Plan.coarse(calls, fine)
