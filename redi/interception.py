@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from redi.errors import InvalidInputError
+from redi.pipelines import denoiser
 
 _SLOT: Final = "_redi_interception"
 
@@ -107,19 +108,18 @@ class Interception:
         scheduler: the scheduler to run with; it is changed in place, so hand over a copy of its own.
         listener: who decides.
         others: further schedulers that the listener may put in the scheduler's place.
-        network: the denoising network as the pipeline calls it, if the listener wants to hear of that.
+        hears: whether the listener is told what the pipeline's denoising network is asked and answers.
     """
 
     pipe: Any
     scheduler: Any
     listener: Listener
     others: Sequence[Any] = ()
-    network: torch.nn.Module | None = None
+    hears: bool = False
     start: Start | None = None  # while the pipeline prepares its latents and no noise was heard of yet
     _class: type = field(init=False)
     _scheduler: Any = field(init=False)
     _before: dict[str, Any] = field(init=False)
-    _hooks: tuple[Any, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Interception:
         """A copied pipeline has a copy of its own; its scheduler alone cannot be copied while we are in it.
@@ -154,12 +154,6 @@ class Interception:
                 f"{type(pipe).__name__} starts from a picture in a way that redi does not know ({unknown}); "
                 "use a text-to-image, image-to-image or inpainting pipeline"
             )
-        if self.network is not None and self.network._compiled_call_impl is not None:  # pyright: ignore[reportPrivateUsage]
-            raise InvalidInputError(
-                f"half calls change what the {type(self.network).__name__} is called with, which cannot be done inside "
-                "of what it was compiled to by its own compile(); set the pipeline's network to torch.compile(network) "
-                "instead, or use a plan of whole calls"
-            )
         self._class, self._scheduler = type(pipe), pipe.scheduler
         self._before = {name: vars(pipe)[name] for name in _IN_PIPELINE if name in vars(pipe)}
         vars(pipe)[_SLOT] = self
@@ -171,17 +165,12 @@ class Interception:
                     ours: Any = functools.wraps(proceed)(functools.partial(stand_in, self, proceed))
                     ours.__signature__ = signature(proceed)  # pipelines ask for it in every call
                     setattr(owner, name, ours)
-        if self.network is not None:
-            before = self.network.register_forward_pre_hook(_Asked(self), with_kwargs=True)
-            self._hooks = (before, self.network.register_forward_hook(_Answered(self)))
         pipe.__class__ = _calling_us(self._class)
 
     def remove(self) -> None:
         """Leave the pipeline as it was found."""
         pipe = self.pipe
         pipe.__class__ = self._class
-        for hook in self._hooks:
-            hook.remove()
         for name in (*_IN_PIPELINE, _SLOT):
             vars(pipe).pop(name, None)
         vars(pipe).update(self._before)
@@ -193,6 +182,31 @@ class Interception:
         return any(scheduler is ours for ours in (self.scheduler, *self.others))
 
     @contextmanager
+    def hearing(self) -> Generator[None]:
+        """For the block, a call of the pipeline, the listener hears the network, which other pipelines may share.
+
+        Raises:
+            InvalidInputError: it was compiled in a way that leaves nothing to hear.
+        """
+        if not self.hears:
+            yield
+            return
+        network = denoiser(self.pipe)
+        if network._compiled_call_impl is not None:  # pyright: ignore[reportPrivateUsage]
+            raise InvalidInputError(
+                f"half calls change what the {type(network).__name__} is called with, which cannot be done inside "
+                "of what it was compiled to by its own compile(); set the pipeline's network to torch.compile(network) "
+                "instead, or use a plan of whole calls"
+            )
+        asked = network.register_forward_pre_hook(lambda _, a, kw: self.listener.asked(a, kw), with_kwargs=True)
+        answered = network.register_forward_hook(lambda _, a, output: self.listener.answered(output))
+        try:
+            yield
+        finally:
+            asked.remove()
+            answered.remove()
+
+    @contextmanager
     def own_scheduler(self) -> Generator[None]:
         """For the block, the pipeline has its own again, unless it was given another since."""
         serving = self.pipe.scheduler
@@ -202,32 +216,6 @@ class Interception:
             yield
         finally:
             self.pipe.scheduler = serving
-
-
-@dataclass
-class _Hook:
-    """An interception as a network's hook. A network that is copied or saved without its pipeline has it no more."""
-
-    it: Interception | None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
-        known = self.it is not None and id(self.it.pipe) in memo
-        return type(self)(copy.deepcopy(self.it, memo) if known else None)
-
-    def __reduce__(self) -> Any:
-        return type(self), (None,)
-
-
-@final
-class _Asked(_Hook):
-    def __call__(self, network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return None if self.it is None else self.it.listener.asked(args, kwargs)
-
-
-@final
-class _Answered(_Hook):
-    def __call__(self, network: Any, args: tuple[Any, ...], output: Any) -> Any:
-        return None if self.it is None else self.it.listener.answered(output)
 
 
 def starts_from_picture(pipe: Any) -> bool:
@@ -281,7 +269,9 @@ def _calling_us(cls: type) -> type:
         bound.apply_defaults()
         arguments = {k: v for k, v in bound.arguments.items() if k != "self"}
         arguments |= arguments.pop("kwargs", {})
-        return vars(pipe)[_SLOT].listener.call(pipe, functools.partial(proceed, pipe), arguments, given)
+        it: Interception = vars(pipe)[_SLOT]
+        with it.hearing():
+            return it.listener.call(pipe, functools.partial(proceed, pipe), arguments, given)
 
     def save_pretrained(pipe: Any, *args: Any, **kwargs: Any) -> Any:
         with vars(pipe)[_SLOT].own_scheduler():

@@ -17,7 +17,6 @@ from torch import Tensor
 from redi.errors import InvalidInputError, PlanError
 from redi.guidance import unconditional_half
 from redi.interception import EnoughError, Interception, Listener, Start
-from redi.pipelines import denoiser
 from redi.solvers import DiffusersSolver, SolverAdapter, snapshot
 from redi.types import Record, Rows
 
@@ -139,8 +138,8 @@ class Recorder(Listener):
 @contextmanager
 def listening(pipe: Any, recorder: Recorder) -> Generator[Recorder]:
     """Install a recorder for the block."""
-    heard = denoiser(pipe) if recorder.record.unconditional else None
-    interception = Interception(pipe, recorder.solver.scheduler(), recorder, network=heard)
+    hears = bool(recorder.record.unconditional)
+    interception = Interception(pipe, recorder.solver.scheduler(), recorder, hears=hears)
     interception.install()
     try:
         yield recorder

@@ -15,7 +15,7 @@ from redi.errors import FingerprintMismatchError, InvalidInputError
 from redi.gate import Gate
 from redi.interception import Interception, active, loop_code
 from redi.knowledge_base import KnowledgeBase
-from redi.pipelines import denoiser, fingerprint, parts_of
+from redi.pipelines import fingerprint, parts_of
 from redi.plan import Plan
 from redi.run import OnMiss
 from redi.serving import Server, in_context
@@ -132,8 +132,8 @@ def enable(
     schedulers, own = [made[mark_of(e.solver)] for e in engines], _copied(pipe) if on_mismatch == "plain" else None
     server = Server(engines, schedulers, own, loop_code(pipe), on_mismatch, on_miss, seed, parts=parts_of(pipe))
     first, *others = made.values()
-    heard = denoiser(pipe) if any(e.plan.halved for e in engines) else None
-    Interception(pipe, first, server, others if own is None else (*others, own), heard).install()
+    hears = any(e.plan.halved for e in engines)
+    Interception(pipe, first, server, others if own is None else (*others, own), hears).install()
 
 
 def _copied(pipe: Any) -> Any:

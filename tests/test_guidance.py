@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -343,26 +342,39 @@ def test_a_second_pipeline_of_the_same_network_is_not_disturbed(served: tuple[An
         redi.disable(other)
 
 
-def test_copies_and_pickles(served: tuple[Any, redi.KnowledgeBase]) -> None:
-    """A copied pipeline is served apart; a network that is copied or saved alone hears of nothing."""
+def test_a_copied_pipeline_is_served_apart(served: tuple[Any, redi.KnowledgeBase]) -> None:
     pipe, kb = served
     noise = kb.bank.noise(torch.tensor([1, 0]))
     made, _, _ = run(pipe, kb, PLANS[0], latents=noise)
     redi.enable(pipe, kb, plan=PLANS[0])
     try:
-        twin, alone = copy.deepcopy(pipe), copy.deepcopy(pipe.unet)
-        read = pickle.loads(pickle.dumps(next(iter(pipe.unet._forward_pre_hooks.values()))))
-        x, states = torch.zeros(4, 8, 8, 8), torch.zeros(4, 24, alone.config.cross_attention_dim)
-        assert len(alone(x, 10, encoder_hidden_states=states).sample) == 4
-        assert read.it is None
+        twin = copy.deepcopy(pipe)
     finally:
         redi.disable(pipe)
     prompts = zoo.prompts("emoji", "heldout")[:2]
     out = twin(prompts, num_inference_steps=4, guidance_scale=3.0, output_type="latent", latents=noise).images
     assert relative(out, made) < 1e-5
-    redi.disable(twin)
-    assert not twin.unet._forward_pre_hooks
-    assert not twin.unet._forward_hooks
+
+
+def test_the_network_is_heard_only_while_its_pipeline_runs(served: tuple[Any, redi.KnowledgeBase]) -> None:
+    """However a call ends, and where redi is never disabled, as in a copy that is thrown away."""
+    pipe, kb = served
+    lane = copy.copy(pipe)
+    redi.enable(lane, kb, plan=PLANS[0])
+    call: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
+
+    def stop(*_: Any) -> Any:
+        assert pipe.unet._forward_hooks
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lane("a fox", callback_on_step_end=stop, **call)
+    assert not pipe.unet._forward_pre_hooks
+    assert not pipe.unet._forward_hooks
+    first, again = (lane("a fox", generator=torch.Generator().manual_seed(0), **call).images for _ in range(2))
+    assert torch.equal(first, again)
+    assert redi.report(lane).nfe == 3
+    assert not pipe.unet._forward_hooks
 
 
 def test_a_compiled_network(served: tuple[Any, redi.KnowledgeBase]) -> None:
@@ -372,17 +384,20 @@ def test_a_compiled_network(served: tuple[Any, redi.KnowledgeBase]) -> None:
     own = pipe.unet
     call: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent", "latents": noise}
     prompts = zoo.prompts("emoji", "heldout")[:2]
-    pipe.unet = torch.compile(own, backend="eager")
     try:
         redi.enable(pipe, kb, plan=PLANS[0])
+        pipe.unet = torch.compile(own, backend="eager")
         assert relative(pipe(prompts, **call).images, made) < 1e-4
         assert redi.report(pipe).nfe == 3
         redi.disable(pipe)
         pipe.unet = own
         own.compile(backend="eager")
+        redi.enable(pipe, kb, plan=PLANS[0])
         with pytest.raises(InvalidInputError, match=r"torch\.compile"):
-            redi.enable(pipe, kb, plan=PLANS[0])
+            pipe(prompts, **call)
+        redi.disable(pipe)
         redi.enable(pipe, kb, plan=PLANS[1])
+        pipe(prompts, **call)
     finally:
         redi.disable(pipe)
         own._compiled_call_impl = None
