@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from benchmarks.paper import report
 from benchmarks.paper.settings import Settings
 from benchmarks.paper.ways import Way
+from benchmarks.quality.frontier import matching
 from benchmarks.quality.lab import STEPS, Lab, coarse, evenly, measured, one_noise, served
 from redi import KnowledgeBase, Plan, zoo
 
+MEASURES: Final = ("frechet", "frechet_latents", "latent_error")
 BUDGETS: Final = (4, 5, 6, 8)
 SCALES: Final = (3.0, 6.0)
 RIVALS: Final[Mapping[str, Sequence[int]]] = {
@@ -38,7 +42,49 @@ def halves(settings: Settings, pipe: Any) -> dict[str, Any]:
         pairs = [(by_name[f"half calls {n}"], by_name[f"whole calls {n}"]) for n in budgets]
         against += [{**c, "way": f"{c['way']}, guidance {scale:g}"} for c in judge.compare(pairs)]
         plans |= {f"{w.name}, guidance {scale:g}": str(w.plan) for w in ways if w.plan}
-    return {"points": points, "against": against, "plans": plans}
+    return {"points": points, "against": against, "plans": plans, "matched": matched(points)}
+
+
+def matched(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of whole and half calls the measures, and how many calls the best plain solver needs for the same."""
+    found: list[dict[str, Any]] = []
+    for scale in dict.fromkeys(p["guidance"] for p in points):
+        there = [p for p in points if p["guidance"] == scale]
+        for measure in MEASURES:
+            plain: dict[int, float] = {}
+            for p in there:
+                if not p["leaps"]:
+                    plain[p["calls"]] = min(p[measure][0], plain.get(p["calls"], math.inf))
+            for p in there:
+                if p["leaps"] and p["way"].startswith(("whole calls", "half calls ")) and "made" not in p["way"]:
+                    needed = matching(dict(sorted(plain.items())), p[measure][0])
+                    found.append(
+                        {
+                            "guidance": scale,
+                            "measure": measure,
+                            "way": p["way"],
+                            "calls": p["calls"],
+                            "value": p[measure][0],
+                            "times the calls": needed and needed / p["calls"],
+                        }
+                    )
+    return found
+
+
+def tables(found: Mapping[str, Any]) -> list[str]:
+    """What plain solvers need, every point, and what was compared."""
+    heads = ["guidance", "measure", "way", "value", "plain calls for the same, × calls"]
+    rows_ = [
+        [f"{m['guidance']:g}", report.COLUMNS[m["measure"]], m["way"], f"{m['value']:.3g}", times(m["times the calls"])]
+        for m in found["matched"]
+    ]
+    points = [{**p, "way": f"{p['way']}, guidance {p['guidance']:g}"} for p in found["points"]]
+    compared = report.comparison("Paired differences on the same prompts and noises.", found["against"])
+    return [report.markdown(heads, rows_), report.table(points, published=False), compared]
+
+
+def times(count: float | None) -> str:
+    return f"{count:.2f}" if count else "more than were tried"
 
 
 def tried(calls: int, guidance: float) -> list[Way]:

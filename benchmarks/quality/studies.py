@@ -273,7 +273,7 @@ STUDIES: Final[Mapping[str, Study]] = {
     "rows": Study(rows, plain_tables, lines("rows", "rows of the noise")),
     "noises": Study(noises, plain_tables, lines("eta", "η, distance from the bank's noise")),
     "guidance": Study(guidance, plain_tables, lines("guidance", "guidance scale")),
-    "halves": Study(halves.halves, plain_tables, lines("calls", "model calls per picture")),
+    "halves": Study(halves.halves, halves.tables, lines("calls", "model calls per picture")),
     "seen": Study(seen, plain_tables, lines("calls", "model calls per picture")),
     "teacher": Study(teacher, plain_tables, lines("calls", "steps")),
 }
