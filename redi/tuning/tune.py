@@ -91,7 +91,7 @@ def tune(
     if not prompts and (halved := [str(e.plan) for e in engines if e.plan.halved]):
         raise InvalidInputError(
             f"rows that are left out do not show what half calls err by ({', '.join(halved)}); give a pipeline and "
-            "prompts that the knowledge base does not hold, or name another plan"
+            "prompts that the knowledge base does not hold (redi tune KB --prompts FILE), or name another plan"
         )
     if prompts:
         prompts = unseen(pipe, kb, prompts)
