@@ -9,7 +9,7 @@ from tests.pipelines.beds import CASES, JUMPS_ONLY, bed
 from tests.pipelines.features import FEATURES, coarse, jump_defect, jump_residual, jump_value
 from tests.pipelines.matrix import ABSENT, PAGE, REFUSED, WORDS, expected, updated
 
-_ALWAYS = ("coarse", "half_calls", "jump_value")  # of every pipeline in the fast tests; of StableDiffusion everything
+_ALWAYS = ("coarse", "jump_value")  # of every pipeline in the fast tests; of StableDiffusion everything
 _LONG = ("no_leaks",)
 
 
