@@ -9,11 +9,12 @@ import copy
 import functools
 import hashlib
 import inspect
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FunctionType, MethodType
+from types import FrameType, FunctionType, MethodType
 from typing import Any, Final, final
 from weakref import WeakKeyDictionary
 
@@ -198,8 +199,16 @@ class Interception:
                 "of what it was compiled to by its own compile(); set the pipeline's network to torch.compile(network) "
                 "instead, or use a plan of whole calls"
             )
-        asked = network.register_forward_pre_hook(lambda _, a, kw: self.listener.asked(a, kw), with_kwargs=True)
-        answered = network.register_forward_hook(lambda _, a, output: self.listener.answered(output))
+        listener, loop = self.listener, loop_code(self.pipe)
+
+        def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return listener.asked(args, kwargs) if _called_by(loop, self.pipe) else None
+
+        def after(_: Any, args: tuple[Any, ...], output: Any) -> Any:
+            return listener.answered(output) if _called_by(loop, self.pipe) else None
+
+        asked = network.register_forward_pre_hook(before, with_kwargs=True)
+        answered = network.register_forward_hook(after)
         try:
             yield
         finally:
@@ -250,6 +259,22 @@ def _unknown_start(pipe: Any) -> str:
 def loop_code(pipe: Any) -> Any:
     """The code object of a pipeline's own loop, by which that loop is recognised."""
     return inspect.unwrap(type(pipe).__call__).__code__
+
+
+def _called_by(loop: Any, pipe: Any) -> bool:
+    """Whether the network whose hook asks was called by this pipeline's loop itself.
+
+    Another thread, another pipeline and a callback of this one may call the same network meanwhile.
+    """
+    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    for torchs in (False, True):  # out of the hook into torch, which called it, and out of that
+        while frame is not None and _is_torchs(frame) == torchs:
+            frame = frame.f_back
+    return frame is not None and frame.f_code is loop and frame.f_locals.get("self") is pipe
+
+
+def _is_torchs(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == "torch"
 
 
 def active(pipe: Any) -> Interception | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -340,6 +341,41 @@ def test_a_second_pipeline_of_the_same_network_is_not_disturbed(served: tuple[An
         assert torch.equal(pipe(prompts, **call).images, before)
     finally:
         redi.disable(other)
+
+
+def test_what_else_calls_the_network_meanwhile_is_not_heard(served: tuple[Any, redi.KnowledgeBase]) -> None:
+    """A callback's own call of the network, and of another pipeline of the same one; and another thread's."""
+    pipe, kb = served
+    noise = kb.bank.noise(torch.tensor([1, 0]))
+    made, _, _ = run(pipe, kb, PLANS[0], latents=noise)
+    other, third = type(pipe).from_pipe(pipe), type(pipe).from_pipe(pipe)
+    call: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent", "latents": noise}
+    prompts = zoo.prompts("emoji", "heldout")[:2]
+    plain = other(prompts, **call).images
+    x, states = torch.zeros(4, 8, 8, 8), torch.zeros(4, 24, pipe.unet.config.cross_attention_dim)
+    alone = pipe.unet(x, 10, encoder_hidden_states=states).sample
+    inner: list[bool] = []
+
+    def look(pipe: Any, i: int, t: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        inner.append(torch.equal(pipe.unet(x, 10, encoder_hidden_states=states).sample, alone))
+        inner.append(torch.equal(other(prompts, **call).images, plain))
+        return {}
+
+    out, _, report = run(pipe, kb, PLANS[0], latents=noise, callback_on_step_end=look)
+    assert all(inner)
+    assert len(inner) == 8
+    assert torch.equal(out, made)
+    assert report.nfe == 3
+    lanes = [pipe, third]
+    for lane in lanes:
+        redi.enable(lane, kb, plan=PLANS[0])
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            both_made = list(pool.map(lambda lane: [lane(prompts, **call).images for _ in range(3)], lanes))
+        assert all(torch.equal(x, made) for several in both_made for x in several)
+    finally:
+        for lane in lanes:
+            redi.disable(lane)
 
 
 def test_a_copied_pipeline_is_served_apart(served: tuple[Any, redi.KnowledgeBase]) -> None:

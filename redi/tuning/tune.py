@@ -103,7 +103,8 @@ def tune(
             progress(Progress(f"{engine.plan}", done, total, time.monotonic() - began))
 
         found[str(engine.plan)] = tuned = _tuned(engine, rows, tell)
-        if not (prompts and str(engine.plan) in measured):  # an interrupt takes nothing of what is known
+        # an interrupt takes nothing of what is known, and leaves nothing that only prompts can show
+        if not (prompts and (str(engine.plan) in measured or engine.plan.halved)):
             Tunings({str(engine.plan): tuned}).write(kb)
     if prompts:
         chosen = [_served(engine, found[str(engine.plan)]) for engine in engines]
