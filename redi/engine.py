@@ -28,6 +28,7 @@ from redi.tuned import Tunings
 from redi.types import LeapReport
 
 _HISTORY: Final = ("carry", "fresh")
+_LEAST_WEIGHT: Final = 0.5  # in all, for neighbours to foretell what is no correction and may not be shrunk
 _AT_ONCE: Final = 1 << 20  # numbers of neighbours' rows: one large gather is several times as fast as small ones
 
 
@@ -266,8 +267,8 @@ class ReDiEngine:
         else:
             assert recall is not None  # the first leap always looks neighbours up
             ids, sums = recall.ids, recall.weights.sum(1)
-            known = recall.hit & (sums >= 0.5)
-            weights = recall.weights / sums.clamp(min=0.5)[:, None]  # the gate may have shrunk them
+            known = recall.hit & (sums >= _LEAST_WEIGHT)
+            weights = recall.weights / sums.clamp(min=_LEAST_WEIGHT)[:, None]  # the gate may have shrunk them
         with watch("gather"):
             outputs = self.table.unconditional(ids.clamp(min=0), leap)  # a missing neighbour has weight 0
         with watch("combine"):

@@ -22,7 +22,7 @@ _ROUNDING: Final = 0.02  # of a guided output in bfloat16, as a share of its lar
 def guided(
     unconditional: Float[Tensor, "b *s"], conditional: Float[Tensor, "b *s"], scale: float
 ) -> Float[Tensor, "b *s"]:
-    """U + w·(c − u)."""
+    """The guided output, u + w·(c − u)."""
     return unconditional + scale * (conditional - unconditional)
 
 

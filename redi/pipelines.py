@@ -148,11 +148,7 @@ def settings_of(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def beside_the_prompt(arguments: Mapping[str, Any]) -> list[str]:
     """The names of a call's arguments that belong to single pictures and are no prompts: pictures, masks, adapters'."""
-    return [
-        name
-        for name, value in arguments.items()
-        if name not in _NO_SETTINGS and "prompt" not in name and value is not None and _plain(value) is None
-    ]
+    return [name for name in unsettled(arguments) if name not in _NO_SETTINGS and "prompt" not in name]
 
 
 def unsettled(settings: Mapping[str, Any]) -> list[str]:

@@ -57,8 +57,8 @@ class Run(ABC):
 
     def report(self) -> LeapReport:
         """What was done: calls and notes, where no neighbour taught anything."""
-        calls = calls_of(self.halves)
-        return LeapReport("plain", calls, int(calls), seconds=dict(self.watch.seconds), notes=tuple(self.notes))
+        calls = self.halves // 2  # whole ones all
+        return LeapReport("plain", calls, calls, seconds=dict(self.watch.seconds), notes=tuple(self.notes))
 
     def noise(self, drawn: Tensor, start: Start, seed: int) -> Tensor:
         """The noise to start from."""
@@ -166,7 +166,9 @@ class LeapingRun(Run):
         """
         engine = self.engine
         if leap in engine.retrieve_at:
-            recall = engine.recall(self.query(model_output, sample), self.known_noise(len(sample)), leap, self.watch)
+            strangers = torch.full((len(sample),), -1, dtype=torch.int64)
+            ids = strangers if self.noise_ids is None else self.noise_ids
+            recall = engine.recall(self.query(model_output, sample), ids, leap, self.watch)
             if self.on_miss == "nearest":
                 recall = recall.nearest()
             if self.on_miss == "error" and not recall.hit.all():
@@ -177,10 +179,6 @@ class LeapingRun(Run):
                 self.first, self.switching = recall, True
         assert self.recall is not None  # the first leap always looks neighbours up
         return self.recall
-
-    def known_noise(self, pictures: int) -> Tensor:
-        """Which bank noise each picture began with; all are strangers where none was heard of."""
-        return torch.full((pictures,), -1, dtype=torch.int64) if self.noise_ids is None else self.noise_ids
 
     def query(self, model_output: Tensor | None, sample: Tensor) -> Tensor:
         """What the engine's key names, at the position of the grid."""

@@ -148,8 +148,8 @@ class Table:
 
     def first_of(self, noise_ids: Int64[Tensor, " b"]) -> Int64[Tensor, " b"]:
         """Some row of each noise, the same one always; −1 where there is none."""
-        first = {noise_id: int(part.ids[0]) for (at, noise_id), part in self.partitions.items() if at == 0}
-        return torch.tensor([first.get(noise_id, -1) for noise_id in noise_ids.tolist()], dtype=torch.int64)
+        parts = (self.partitions.get((0, noise_id)) for noise_id in noise_ids.tolist())
+        return torch.tensor([-1 if part is None else int(part.ids[0]) for part in parts], dtype=torch.int64)
 
     def history(self, ids: Int64[Tensor, "b k"], leap: int) -> dict[str, Float[Tensor, "b k *s"]]:
         """Solver history of the given rows at the end of one leap, leaf by leaf."""

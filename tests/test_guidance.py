@@ -24,7 +24,8 @@ from redi.gate import Gate, Trust
 from redi.guidance import guided, rejoined, unconditional_half, without
 from redi.plan import Plan
 from redi.solvers import DiffusersSolver
-from redi.tuning import tune
+from redi.tuned import Tunings
+from redi.tuning import Progress, tune
 from tests.worlds import SHAPE, Curved, Guided, Linear, World, world
 
 WHOLE, HALF = Plan.parse("at:0,4,9,14/20"), Plan.parse("at:0h,4h,9,14h/20")
@@ -245,6 +246,8 @@ def test_the_unconditional_half_is_checked_against_what_the_pipeline_made_of_it(
 # Inside a pipeline.
 
 PLANS = ("at:0h,3h,6,8/10", "at:0,3,6,8/10")
+CALL: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
+QUERIES = zoo.prompts("emoji", "heldout")[:2]
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +266,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, redi.Knowledg
     return pipe, kb
 
 
+@pytest.fixture
+def noise(served: tuple[Any, redi.KnowledgeBase]) -> Tensor:
+    """What the two pictures start from, of two noises of the bank."""
+    return served[1].bank.noise(torch.tensor([1, 0]))
+
+
 def run(pipe: Any, kb: redi.KnowledgeBase, plan: str, **more: Any) -> tuple[Tensor, list[int], redi.LeapReport]:
     """Latents, the sizes of the network's batches, and the report of two pictures."""
     sizes: list[int] = []
@@ -275,17 +284,14 @@ def run(pipe: Any, kb: redi.KnowledgeBase, plan: str, **more: Any) -> tuple[Tens
     pipe.unet.forward = forward
     redi.enable(pipe, kb, plan=plan)
     try:
-        prompts = zoo.prompts("emoji", "heldout")[:2]
-        given_ = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"} | more
-        return pipe(prompts, **given_).images, sizes, redi.report(pipe)
+        return pipe(QUERIES, **CALL | more).images, sizes, redi.report(pipe)
     finally:
         redi.disable(pipe)
         del pipe.unet.forward
 
 
-def test_a_pipeline_makes_half_calls(served: tuple[Any, redi.KnowledgeBase]) -> None:
+def test_a_pipeline_makes_half_calls(served: tuple[Any, redi.KnowledgeBase], noise: Tensor) -> None:
     pipe, kb = served
-    noise = kb.bank.noise(torch.tensor([1, 0]))
     half, sizes, report = run(pipe, kb, PLANS[0], latents=noise)
     assert sizes == [2, 2, 4, 4]
     assert report.nfe == 3
@@ -297,12 +303,10 @@ def test_a_pipeline_makes_half_calls(served: tuple[Any, redi.KnowledgeBase]) -> 
     assert not pipe.unet._forward_hooks
 
 
-def test_the_pipelines_loop_and_ours_agree(served: tuple[Any, redi.KnowledgeBase]) -> None:
+def test_the_pipelines_loop_and_ours_agree(served: tuple[Any, redi.KnowledgeBase], noise: Tensor) -> None:
     pipe, kb = served
-    noise = kb.bank.noise(torch.tensor([1, 0]))
     made, _, _ = run(pipe, kb, PLANS[0], latents=noise)
-    prompts = zoo.prompts("emoji", "heldout")[:2]
-    positive, negative = pipe.encode_prompt(prompts, pipe.device, 1, True)[:2]
+    positive, negative = pipe.encode_prompt(QUERIES, pipe.device, 1, True)[:2]
 
     @torch.no_grad()
     def conditional(x: Tensor, t: Tensor, c: tuple[Tensor, Tensor]) -> Tensor:
@@ -317,9 +321,8 @@ def test_the_pipelines_loop_and_ours_agree(served: tuple[Any, redi.KnowledgeBase
     assert report.nfe == 3
 
 
-def test_a_stranger_beside_others_is_asked_whole(served: tuple[Any, redi.KnowledgeBase]) -> None:
+def test_a_stranger_beside_others_is_asked_whole(served: tuple[Any, redi.KnowledgeBase], noise: Tensor) -> None:
     pipe, kb = served
-    noise = kb.bank.noise(torch.tensor([1, 0]))
     alone, _, _ = run(pipe, kb, PLANS[0], latents=noise)
     noise[1] = torch.randn(noise[1].shape, generator=torch.Generator().manual_seed(0))
     beside, sizes, report = run(pipe, kb, PLANS[0], latents=noise)
@@ -329,36 +332,36 @@ def test_a_stranger_beside_others_is_asked_whole(served: tuple[Any, redi.Knowled
     assert relative(beside[:1], alone[:1]) < 1e-4
 
 
-def test_a_second_pipeline_of_the_same_network_is_not_disturbed(served: tuple[Any, redi.KnowledgeBase]) -> None:
+def test_a_second_pipeline_of_the_same_network_is_not_disturbed(
+    served: tuple[Any, redi.KnowledgeBase], noise: Tensor
+) -> None:
     pipe, kb = served
-    noise = kb.bank.noise(torch.tensor([1, 0]))
-    call: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent", "latents": noise}
-    prompts = zoo.prompts("emoji", "heldout")[:2]
-    before = pipe(prompts, **call).images
+    call = CALL | {"latents": noise}
+    before = pipe(QUERIES, **call).images
     other = type(pipe).from_pipe(pipe)
     redi.enable(other, kb, plan=PLANS[0])
     try:
-        assert torch.equal(pipe(prompts, **call).images, before)
+        assert torch.equal(pipe(QUERIES, **call).images, before)
     finally:
         redi.disable(other)
 
 
-def test_what_else_calls_the_network_meanwhile_is_not_heard(served: tuple[Any, redi.KnowledgeBase]) -> None:
+def test_what_else_calls_the_network_meanwhile_is_not_heard(
+    served: tuple[Any, redi.KnowledgeBase], noise: Tensor
+) -> None:
     """A callback's own call of the network, and of another pipeline of the same one; and another thread's."""
     pipe, kb = served
-    noise = kb.bank.noise(torch.tensor([1, 0]))
     made, _, _ = run(pipe, kb, PLANS[0], latents=noise)
     other, third = type(pipe).from_pipe(pipe), type(pipe).from_pipe(pipe)
-    call: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent", "latents": noise}
-    prompts = zoo.prompts("emoji", "heldout")[:2]
-    plain = other(prompts, **call).images
+    call = CALL | {"latents": noise}
+    plain = other(QUERIES, **call).images
     x, states = torch.zeros(4, 8, 8, 8), torch.zeros(4, 24, pipe.unet.config.cross_attention_dim)
     alone = pipe.unet(x, 10, encoder_hidden_states=states).sample
     inner: list[bool] = []
 
     def look(pipe: Any, i: int, t: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         inner.append(torch.equal(pipe.unet(x, 10, encoder_hidden_states=states).sample, alone))
-        inner.append(torch.equal(other(prompts, **call).images, plain))
+        inner.append(torch.equal(other(QUERIES, **call).images, plain))
         return {}
 
     out, _, report = run(pipe, kb, PLANS[0], latents=noise, callback_on_step_end=look)
@@ -371,24 +374,22 @@ def test_what_else_calls_the_network_meanwhile_is_not_heard(served: tuple[Any, r
         redi.enable(lane, kb, plan=PLANS[0])
     try:
         with ThreadPoolExecutor(2) as pool:
-            both_made = list(pool.map(lambda lane: [lane(prompts, **call).images for _ in range(3)], lanes))
+            both_made = list(pool.map(lambda lane: [lane(QUERIES, **call).images for _ in range(3)], lanes))
         assert all(torch.equal(x, made) for several in both_made for x in several)
     finally:
         for lane in lanes:
             redi.disable(lane)
 
 
-def test_a_copied_pipeline_is_served_apart(served: tuple[Any, redi.KnowledgeBase]) -> None:
+def test_a_copied_pipeline_is_served_apart(served: tuple[Any, redi.KnowledgeBase], noise: Tensor) -> None:
     pipe, kb = served
-    noise = kb.bank.noise(torch.tensor([1, 0]))
     made, _, _ = run(pipe, kb, PLANS[0], latents=noise)
     redi.enable(pipe, kb, plan=PLANS[0])
     try:
         twin = copy.deepcopy(pipe)
     finally:
         redi.disable(pipe)
-    prompts = zoo.prompts("emoji", "heldout")[:2]
-    out = twin(prompts, num_inference_steps=4, guidance_scale=3.0, output_type="latent", latents=noise).images
+    out = twin(QUERIES, **CALL, latents=noise).images
     assert relative(out, made) < 1e-5
 
 
@@ -397,34 +398,32 @@ def test_the_network_is_heard_only_while_its_pipeline_runs(served: tuple[Any, re
     pipe, kb = served
     lane = copy.copy(pipe)
     redi.enable(lane, kb, plan=PLANS[0])
-    call: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
 
     def stop(*_: Any) -> Any:
         assert pipe.unet._forward_hooks
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        lane("a fox", callback_on_step_end=stop, **call)
+        lane("a fox", callback_on_step_end=stop, **CALL)
     assert not pipe.unet._forward_pre_hooks
     assert not pipe.unet._forward_hooks
-    first, again = (lane("a fox", generator=torch.Generator().manual_seed(0), **call).images for _ in range(2))
+    first, again = (lane("a fox", generator=torch.Generator().manual_seed(0), **CALL).images for _ in range(2))
     assert torch.equal(first, again)
     assert redi.report(lane).nfe == 3
     assert not pipe.unet._forward_hooks
 
 
 @pytest.mark.slow
-def test_a_compiled_network(served: tuple[Any, redi.KnowledgeBase]) -> None:
+def test_a_compiled_network(served: tuple[Any, redi.KnowledgeBase], noise: Tensor) -> None:
     """Compiled after redi was enabled, too; it is compiled for both sizes of the batch."""
     pipe, kb = served
-    noise = kb.bank.noise(torch.tensor([1, 0]))
     made, _, _ = run(pipe, kb, PLANS[0], latents=noise)
     own = pipe.unet
-    call: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent", "latents": noise}
+    call = CALL | {"latents": noise}
     try:
         redi.enable(pipe, kb, plan=PLANS[0])
         pipe.unet = torch.compile(own, backend="eager")
-        assert relative(pipe(zoo.prompts("emoji", "heldout")[:2], **call).images, made) < 1e-4
+        assert relative(pipe(QUERIES, **call).images, made) < 1e-4
         assert redi.report(pipe).nfe == 3
     finally:
         redi.disable(pipe)
@@ -437,7 +436,7 @@ def test_a_network_that_compiled_itself_is_refused(served: tuple[Any, redi.Knowl
     pipe.unet.compile(backend="eager")
     try:
         with pytest.raises(InvalidInputError, match=r"torch\.compile"):
-            pipe("a fox", num_inference_steps=4, guidance_scale=3.0, output_type="latent")
+            pipe("a fox", **CALL)
     finally:
         redi.disable(pipe)
         pipe.unet._compiled_call_impl = None
@@ -445,15 +444,29 @@ def test_a_network_that_compiled_itself_is_refused(served: tuple[Any, redi.Knowl
 
 def test_what_would_not_have_the_rows_unconditional_half_is_asked_whole(
     served: tuple[Any, redi.KnowledgeBase],
+    noise: Tensor,
 ) -> None:
     pipe, kb = served
-    noise = kb.bank.noise(torch.tensor([1, 0]))
     whole, _, _ = run(pipe, kb, PLANS[1], latents=noise)
     made, sizes, report = run(pipe, kb, PLANS[0], latents=noise, cross_attention_kwargs={"masks": noise})
     assert sizes == [4, 4, 4, 4]
     assert report.nfe == 4
     assert any("cross_attention_kwargs" in note for note in report.notes)
     assert relative(made, whole) < 1e-5
+
+
+def test_an_interrupted_tuning_keeps_no_half_plan_that_prompts_did_not_judge(
+    served: tuple[Any, redi.KnowledgeBase],
+) -> None:
+    pipe, kb = served
+
+    def stop(now: Progress) -> None:
+        if now.what == "held-out prompts":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(kb, PLANS[0], pipe=pipe, prompts=zoo.prompts("emoji", "heldout")[:8], progress=stop)
+    assert PLANS[0] not in Tunings.read(kb).plans
 
 
 def test_a_build_of_half_calls_asks_for_guidance(tmp_path: Path) -> None:

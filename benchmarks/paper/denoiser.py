@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks import bundled
 from redi.demo import embed
+from redi.guidance import guided
 
 
 class Denoiser:
@@ -38,20 +39,22 @@ class Denoiser:
         self, x: Float[Tensor, "b c h w"], t: Tensor, numbers: Int64[Tensor, "b two"]
     ) -> Float[Tensor, "b c h w"]:
         """The guided output; from timestep `switch` downwards of each picture's second prompt."""
-        prompts = numbers[:, int(float(t) <= self.switch)]
+        prompts = self._prompts(t, numbers)
         asked = hashlib.sha1(x.numpy().tobytes() + prompts.numpy().tobytes() + str(float(t)).encode()).digest()
         if asked not in self.known:
             states = torch.cat([self.negative.expand(len(x), -1, -1), self.positive[prompts]])
             without, given = self.unet(torch.cat([x, x]), t, encoder_hidden_states=states).sample.chunk(2)
-            self.known[asked] = without + self.guidance * (given - without)
+            self.known[asked] = guided(without, given, self.guidance)
         return self.known[asked]
 
     def conditional(
         self, x: Float[Tensor, "b c h w"], t: Tensor, numbers: Int64[Tensor, "b two"]
     ) -> Float[Tensor, "b c h w"]:
         """The output with the prompt alone, which is half a call."""
-        prompts = numbers[:, int(float(t) <= self.switch)]
-        return self.unet(x, t, encoder_hidden_states=self.positive[prompts]).sample
+        return self.unet(x, t, encoder_hidden_states=self.positive[self._prompts(t, numbers)]).sample
+
+    def _prompts(self, t: Tensor, numbers: Int64[Tensor, "b two"]) -> Int64[Tensor, " b"]:
+        return numbers[:, int(float(t) <= self.switch)]
 
     def forget(self) -> None:
         """Let go of all outputs."""

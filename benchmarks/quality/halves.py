@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from benchmarks.paper import report
 from benchmarks.paper.settings import Settings
 from benchmarks.paper.ways import Way
-from benchmarks.quality.frontier import matching
+from benchmarks.quality.frontier import MEASURES, envelope, matching, point
 from benchmarks.quality.lab import STEPS, Lab, coarse, evenly, measured, one_noise, served
 from redi import KnowledgeBase, Plan, zoo
 
-MEASURES: Final = ("frechet", "frechet_latents", "latent_error")
+COMPARED: Final = ("whole calls", "half calls")
 BUDGETS: Final = (4, 5, 6, 8)
 SCALES: Final = (3.0, 6.0)
 RIVALS: Final[Mapping[str, Sequence[int]]] = {
@@ -39,7 +38,8 @@ def halves(settings: Settings, pipe: Any) -> dict[str, Any]:
         judge, made = measured(lab, ways, {"rows": kb}, lab.queries)
         points += [{**p, "guidance": scale} for p in judge.table(ways, made)]
         by_name = {w.name: (w.name, m) for w, m in zip(ways, made, strict=True)}
-        pairs = [(by_name[f"half calls {n}"], by_name[f"whole calls {n}"]) for n in budgets]
+        whole, half = ([by_name[f"{name} {n}"] for n in budgets] for name in COMPARED)
+        pairs = list(zip(half, whole, strict=True))
         against += [{**c, "way": f"{c['way']}, guidance {scale:g}"} for c in judge.compare(pairs)]
         plans |= {f"{w.name}, guidance {scale:g}": str(w.plan) for w in ways if w.plan}
     return {"points": points, "against": against, "plans": plans, "matched": matched(points)}
@@ -49,23 +49,20 @@ def matched(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Of whole and half calls the measures, and how many calls the best plain solver needs for the same."""
     found: list[dict[str, Any]] = []
     for scale in dict.fromkeys(p["guidance"] for p in points):
-        there = [p for p in points if p["guidance"] == scale]
-        for measure in MEASURES:
-            plain: dict[int, float] = {}
+        there = [point(p) for p in points if p["guidance"] == scale]
+        for measure in ("frechet", *MEASURES):
+            plain = {n: value for n, (_, value) in envelope(there, measure).items()}
             for p in there:
-                if not p["leaps"]:
-                    plain[p["calls"]] = min(p[measure][0], plain.get(p["calls"], math.inf))
-            for p in there:
-                if p["leaps"] and p["way"].startswith(("whole calls", "half calls ")) and "made" not in p["way"]:
-                    needed = matching(dict(sorted(plain.items())), p[measure][0])
+                if p["method"] in COMPARED:
+                    needed = matching(plain, p[measure])
                     found.append(
                         {
                             "guidance": scale,
                             "measure": measure,
-                            "way": p["way"],
-                            "calls": p["calls"],
-                            "value": p[measure][0],
-                            "times the calls": needed and needed / p["calls"],
+                            "way": f"{p['method']} {p['nfe']}",
+                            "calls": p["nfe"],
+                            "value": p[measure],
+                            "times the calls": needed and needed / p["nfe"],
                         }
                     )
     return found

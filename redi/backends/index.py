@@ -84,9 +84,8 @@ class Index(ABC):
             return Neighbors(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
         with fork_safe():
             ids, distances = self._search(queries, k)
-        rising = (distances[:, :1] >= 0).all() and (
-            distances[:, 1:] > distances[:, :-1]
-        ).all()  # false where one is NaN
+        # false where one is NaN
+        rising = (distances[:, :1] >= 0).all() and (distances[:, 1:] > distances[:, :-1]).all()
         if not rising:
             ids = np.where(np.isnan(distances), -1, ids)
             order = np.arange(len(ids))[:, None], np.lexsort((ids, distances), axis=-1)
