@@ -91,7 +91,7 @@ class Listener(ABC):
         return None
 
     def asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """The denoising network is called; what is returned is its arguments instead. Only if it is listened to."""
+        """The denoising network is called; what is returned is its arguments instead. Only while it is `heard`."""
         return None
 
     def answered(self, output: Any) -> Any:
@@ -109,14 +109,12 @@ class Interception:
         scheduler: the scheduler to run with; it is changed in place, so hand over a copy of its own.
         listener: who decides.
         others: further schedulers that the listener may put in the scheduler's place.
-        hears: whether the listener is told what the pipeline's denoising network is asked and answers.
     """
 
     pipe: Any
     scheduler: Any
     listener: Listener
     others: Sequence[Any] = ()
-    hears: bool = False
     start: Start | None = None  # while the pipeline prepares its latents and no noise was heard of yet
     _class: type = field(init=False)
     _scheduler: Any = field(init=False)
@@ -183,39 +181,6 @@ class Interception:
         return any(scheduler is ours for ours in (self.scheduler, *self.others))
 
     @contextmanager
-    def hearing(self) -> Generator[None]:
-        """For the block, a call of the pipeline, the listener hears the network, which other pipelines may share.
-
-        Raises:
-            InvalidInputError: it was compiled in a way that leaves nothing to hear.
-        """
-        if not self.hears:
-            yield
-            return
-        network = denoiser(self.pipe)
-        if network._compiled_call_impl is not None:  # pyright: ignore[reportPrivateUsage]
-            raise InvalidInputError(
-                f"half calls change what the {type(network).__name__} is called with, which cannot be done inside "
-                "of what it was compiled to by its own compile(); set the pipeline's network to torch.compile(network) "
-                "instead, or use a plan of whole calls"
-            )
-        listener, loop = self.listener, loop_code(self.pipe)
-
-        def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return listener.asked(args, kwargs) if _called_by(loop, self.pipe) else None
-
-        def after(_: Any, args: tuple[Any, ...], output: Any) -> Any:
-            return listener.answered(output) if _called_by(loop, self.pipe) else None
-
-        asked = network.register_forward_pre_hook(before, with_kwargs=True)
-        answered = network.register_forward_hook(after)
-        try:
-            yield
-        finally:
-            asked.remove()
-            answered.remove()
-
-    @contextmanager
     def own_scheduler(self) -> Generator[None]:
         """For the block, the pipeline has its own again, unless it was given another since."""
         serving = self.pipe.scheduler
@@ -225,6 +190,43 @@ class Interception:
             yield
         finally:
             self.pipe.scheduler = serving
+
+
+@contextmanager
+def heard(pipe: Any, listener: Listener) -> Generator[None]:
+    """For the block, a call of the pipeline, the listener hears the network, which other pipelines may share.
+
+    Raises:
+        InvalidInputError: there is nothing to hear.
+    """
+    if why := unheard(pipe):
+        raise InvalidInputError(f"half calls change what the network is called with, but {why}; or use whole calls")
+    network, loop = denoiser(pipe), loop_code(pipe)
+
+    def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return listener.asked(args, kwargs) if _called_by(loop, pipe) else None
+
+    def after(_: Any, args: tuple[Any, ...], output: Any) -> Any:
+        return listener.answered(output) if _called_by(loop, pipe) else None
+
+    asked = network.register_forward_pre_hook(before, with_kwargs=True)
+    answered = network.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        asked.remove()
+        answered.remove()
+
+
+def unheard(pipe: Any) -> str:
+    """Why what a pipeline's network is asked cannot be heard; nothing if it can."""
+    network = denoiser(pipe)
+    if network._compiled_call_impl is None:  # pyright: ignore[reportPrivateUsage]
+        return ""
+    return (
+        f"the {type(network).__name__} was compiled by its own compile(), which leaves nothing to hear: set the "
+        "pipeline's network to torch.compile(network) instead"
+    )
 
 
 def starts_from_picture(pipe: Any) -> bool:
@@ -295,8 +297,7 @@ def _calling_us(cls: type) -> type:
         arguments = {k: v for k, v in bound.arguments.items() if k != "self"}
         arguments |= arguments.pop("kwargs", {})
         it: Interception = vars(pipe)[_SLOT]
-        with it.hearing():
-            return it.listener.call(pipe, functools.partial(proceed, pipe), arguments, given)
+        return it.listener.call(pipe, functools.partial(proceed, pipe), arguments, given)
 
     def save_pretrained(pipe: Any, *args: Any, **kwargs: Any) -> Any:
         with vars(pipe)[_SLOT].own_scheduler():

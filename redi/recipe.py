@@ -17,6 +17,7 @@ from redi.errors import InvalidInputError
 from redi.guidance import require_halves
 from redi.knowledge_base import Config, Fingerprint
 from redi.look import look
+from redi.negatives import negative_texts
 from redi.noise import NoiseBank
 from redi.pipelines import check_size, fingerprint, settings_of, unsettled
 from redi.plan import Plan, Route
@@ -222,7 +223,7 @@ def run_of(pipe: Any, mark: Fingerprint, prompts: list[str], steps: int) -> dict
         "guidance_rescale": mark.guidance_rescale,
         "height": mark.height,
         "width": mark.width,
-        **({"negative_prompt": [mark.negative_prompt] * len(prompts)} if mark.negative_prompt else {}),
+        "negative_prompt": negative_texts(mark.negative_prompt, len(prompts)),
         **mark.settings,
     }
     return _call(pipe, prompts, arguments)

@@ -6,7 +6,7 @@ The pipeline's own loop does the sampling, so whatever it does (guidance, extra 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from redi.errors import InvalidInputError, PlanError
 from redi.guidance import unconditional_half
-from redi.interception import EnoughError, Interception, Listener, Start
+from redi.interception import EnoughError, Interception, Listener, Start, heard
 from redi.solvers import DiffusersSolver, SolverAdapter, snapshot
 from redi.types import Record, Rows
 
@@ -58,7 +58,8 @@ class Recorder(Listener):
         """Begin a new recording and let the pipeline run."""
         self.begin(pipe.scheduler)
         try:
-            return proceed(**arguments)
+            with heard(pipe, self) if self.record.unconditional else nullcontext():
+                return proceed(**arguments)
         except EnoughError:
             return None
 
@@ -138,8 +139,7 @@ class Recorder(Listener):
 @contextmanager
 def listening(pipe: Any, recorder: Recorder) -> Generator[Recorder]:
     """Install a recorder for the block."""
-    hears = bool(recorder.record.unconditional)
-    interception = Interception(pipe, recorder.solver.scheduler(), recorder, hears=hears)
+    interception = Interception(pipe, recorder.solver.scheduler(), recorder)
     interception.install()
     try:
         yield recorder

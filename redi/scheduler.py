@@ -132,8 +132,7 @@ def enable(
     schedulers, own = [made[mark_of(e.solver)] for e in engines], _copied(pipe) if on_mismatch == "plain" else None
     server = Server(engines, schedulers, own, loop_code(pipe), on_mismatch, on_miss, seed, parts=parts_of(pipe))
     first, *others = made.values()
-    hears = any(e.plan.halved for e in engines)
-    Interception(pipe, first, server, others if own is None else (*others, own), hears).install()
+    Interception(pipe, first, server, others if own is None else (*others, own)).install()
 
 
 def _copied(pipe: Any) -> Any:

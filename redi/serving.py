@@ -6,6 +6,7 @@ import copy
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, final
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from redi.engine import ReDiEngine, origin
 from redi.errors import InvalidInputError, PlanError
-from redi.interception import Listener, Start
+from redi.interception import Listener, Start, heard, unheard
 from redi.jump import JumpRun
 from redi.knowledge_base import KnowledgeBase
 from redi.knowledge_base.config import versions
+from redi.negatives import unverified
 from redi.pipelines import beside_the_prompt, changeable, parts_of
 from redi.run import CoarseRun, OnMiss, PlainRun, Run
 from redi.settings import decide
@@ -89,7 +91,8 @@ class Server(Listener):
         run.notes += decision.notes
         start = time.perf_counter()
         try:
-            out = proceed(**told)
+            with heard(pipe, self) if isinstance(run, CoarseRun) and run.halving else nullcontext():
+                out = proceed(**told)
             run.watch.seconds["total"] = time.perf_counter() - start
             self.last = run.report()
             return out
@@ -126,10 +129,9 @@ class Server(Listener):
         if engine is None:
             return PlainRun(pipe, scheduler, arguments)
         if engine.plan.own_grid:
-            own = beside_the_prompt(arguments) if engine.plan.halved else []
-            notes = [f"whole calls: {', '.join(own)} may change their unconditional half"] if own else []
-            on_miss = self.on_miss or "plain"
-            return CoarseRun(pipe, scheduler, arguments, notes, engine=engine, on_miss=on_miss, halving=not own)
+            notes = [f"whole calls: {why}" for why in (unhalved(pipe, arguments, engine) if engine.plan.halved else [])]
+            halving, on_miss = engine.plan.halved and not notes, self.on_miss or "plain"
+            return CoarseRun(pipe, scheduler, arguments, notes, engine=engine, on_miss=on_miss, halving=halving)
         on_miss = self.on_miss or "full"
         return JumpRun(pipe, scheduler, arguments, engine=engine, on_miss=on_miss, loop_code=self.loop_code)
 
@@ -173,6 +175,18 @@ class Server(Listener):
         if self.run is None:
             return proceed(model_output, timestep, sample, **kwargs)
         return self.run.step(proceed, model_output, timestep, sample, **kwargs)
+
+
+def unhalved(pipe: Any, arguments: Mapping[str, Any], engine: ReDiEngine) -> list[str]:
+    """Why a call's unconditional halves may not be those that the rows foretell."""
+    own = beside_the_prompt(arguments)
+    unknown = unverified(pipe, arguments, engine.knowledge_base.fingerprint.negative_prompt)
+    deaf = unheard(pipe)
+    return [
+        *([f"{', '.join(own)} may change their unconditional half"] if own else []),
+        *([f"there is no text encoder to tell whether {', '.join(unknown)} are those of the rows"] if unknown else []),
+        *([deaf] if deaf else []),
+    ]
 
 
 def in_context(report: LeapReport, pipe: Any, kb: KnowledgeBase) -> LeapReport:

@@ -430,16 +430,38 @@ def test_a_compiled_network(served: tuple[Any, redi.KnowledgeBase], noise: Tenso
         pipe.unet = own
 
 
-def test_a_network_that_compiled_itself_is_refused(served: tuple[Any, redi.KnowledgeBase]) -> None:
+def test_a_network_that_compiled_itself_is_asked_whole(
+    served: tuple[Any, redi.KnowledgeBase], noise: Tensor, tmp_path: Path
+) -> None:
     pipe, kb = served
-    redi.enable(pipe, kb, plan=PLANS[0])
+    whole, _, _ = run(pipe, kb, PLANS[1], latents=noise)
     pipe.unet.compile(backend="eager")
     try:
-        with pytest.raises(InvalidInputError, match=r"torch\.compile"):
-            pipe("a fox", **CALL)
+        made, _, report = run(pipe, kb, PLANS[0], latents=noise)
+        assert report.nfe == 4
+        assert any("torch.compile(network)" in note for note in report.notes)
+        assert relative(made, whole) < 1e-5
+        assert not run(pipe, kb, PLANS[1], latents=noise)[2].notes
+        with pytest.raises(InvalidInputError, match=r"torch\.compile\(network\)"):
+            redi.build(pipe, ["a fox"], tmp_path / "kb", plans=[Plan.parse(PLANS[0])], guidance=3.0)
     finally:
-        redi.disable(pipe)
         pipe.unet._compiled_call_impl = None
+
+
+def test_negative_embeddings_that_nobody_can_compare_are_asked_whole(
+    served: tuple[Any, redi.KnowledgeBase], noise: Tensor
+) -> None:
+    pipe, kb = served
+    embeds, negatives = pipe.encode_prompt(QUERIES, pipe.device, 1, True)
+    call = CALL | {"prompt_embeds": embeds, "negative_prompt_embeds": negatives, "latents": noise}
+    lane = copy.copy(pipe)
+    redi.enable(lane, kb, plan=PLANS[0])
+    lane(**call)
+    assert redi.report(lane).nfe == 3
+    lane.text_encoder = None
+    lane(**call)
+    assert redi.report(lane).nfe == 4
+    assert "whole calls: there is no text encoder to tell whether negative_prompt_embeds" in str(redi.report(lane))
 
 
 def test_what_would_not_have_the_rows_unconditional_half_is_asked_whole(

@@ -9,8 +9,8 @@ from benchmarks.paper import report
 from benchmarks.paper.settings import Settings
 from benchmarks.paper.ways import Way
 from benchmarks.quality.frontier import MEASURES, envelope, matching, point
-from benchmarks.quality.lab import STEPS, Lab, coarse, evenly, measured, one_noise, served
-from redi import KnowledgeBase, Plan, zoo
+from benchmarks.quality.lab import STEPS, coarse, measured, one_noise, served
+from redi import Plan
 
 COMPARED: Final = ("whole calls", "half calls")
 BUDGETS: Final = (4, 5, 6, 8)
@@ -31,7 +31,7 @@ def halves(settings: Settings, pipe: Any) -> dict[str, Any]:
     plans: dict[str, str] = {}
     for scale in scales:
         lab = one_noise(settings, pipe, guidance=scale)
-        kb = rows(lab)
+        kb = lab.rows(f"halves-{scale:g}", min(1024, settings.rows))
         ways = [way for n in budgets for way in tried(n, scale)]
         calls = [(name, n) for name, counts in RIVALS.items() for n in (counts[:1] if settings.quick else counts)]
         ways += [Way(f"plain {name} {n}", name, n) for name, n in calls]
@@ -99,11 +99,3 @@ def tried(calls: int, guidance: float) -> list[Way]:
         way("the first one halved", Plan.of(at, STEPS, [0])),
         way("half calls made whole", Plan.of(more, STEPS)),
     ]
-
-
-def rows(lab: Lab) -> KnowledgeBase:
-    """Rows of the lab's guidance with every entry, and what the model says without a prompt early on."""
-    early = [f"{at}h" if at <= STEPS // 4 else f"{at}" for at in range(STEPS)]
-    plans = [f"at:{','.join(early)}/{STEPS}", evenly(STEPS // 2)]
-    prompts = zoo.prompts("emoji", "train")[: min(1024, lab.settings.rows)]
-    return lab.build(f"halves-{lab.guidance:g}", "dpmsolver++-karras", plans, prompts)

@@ -54,12 +54,15 @@ class Lab(World):
         return plain.solver(name, self.pipe.scheduler)
 
     def rows(self, name: str, prompts: int, noises: int | None = None) -> KnowledgeBase:
-        """Rows of so many train prompts with every entry: any plan can be tried on them."""
+        """Rows of so many train prompts with every entry, and early on what the model says without a prompt.
+
+        Any plan can be tried on them.
+        """
         lab = (
             self if noises is None else Lab(dataclasses.replace(self.settings, noises=noises), self.pipe, self.guidance)
         )
-        odd = ",".join(map(str, range(1, STEPS, 2)))
-        plans = [f"coarse:{STEPS // 2}/{STEPS}", f"at:0,{odd}/{STEPS}", f"jump:{STEPS // 4}:{3 * STEPS // 4}/{STEPS}"]
+        every = ",".join(f"{k}h" if k <= STEPS // 4 else f"{k}" for k in range(STEPS))
+        plans = [f"at:{every}/{STEPS}", evenly(STEPS // 2), f"jump:{STEPS // 4}:{3 * STEPS // 4}/{STEPS}"]
         return lab.build(name, fine().solver, plans, zoo.prompts("emoji", "train")[:prompts])
 
     def start(self, ids: Tensor) -> Tensor:

@@ -93,6 +93,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
 
     import torch
 
+    from redi.negatives import negative_texts
     from redi.scheduler import disable, enable, report
 
     enable(
@@ -119,7 +120,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
                     generator=[torch.Generator().manual_seed(given.seed) for _ in texts],
                     **({} if steps is None else {"num_inference_steps": steps}),
                     guidance_scale=mark.guidance if given.guidance is None else given.guidance,
-                    negative_prompt=[mark.negative_prompt] * len(texts) if mark.negative_prompt else None,
+                    negative_prompt=negative_texts(mark.negative_prompt, len(texts)),
                     height=mark.height,
                     width=mark.width,
                 ).images

@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("kb", help="folder of the knowledge base")
     parser.add_argument("--plan", metavar="P", help="the plan to tune; by default every coarse one it was built for")
-    parser.add_argument("--nfe", type=int, metavar="N", help="only plans of so many model calls")
+    parser.add_argument("--nfe", type=float, metavar="N", help="only plans of so many model calls, 3.5 for instance")
     parser.add_argument(
         "--max-error",
         type=float,

@@ -25,6 +25,7 @@ from redi.evaluation.seen import MEASURES, STAGES, Seen
 from redi.evaluation.ways import Way
 from redi.interception import active
 from redi.metrics import agreement, latent_errors
+from redi.negatives import negative_texts
 from redi.scheduler import enable, report
 from redi.serving import Server
 
@@ -127,7 +128,7 @@ class Examiner:
             "guidance_rescale": mark.guidance_rescale,
             "height": mark.height,
             "width": mark.width,
-            "negative_prompt": [mark.negative_prompt] * len(prompts) if mark.negative_prompt else None,
+            "negative_prompt": negative_texts(mark.negative_prompt, len(prompts)),
             **mark.settings,
         }
         told = {n: v for n, v in arguments.items() if v is not None and n in self._known}

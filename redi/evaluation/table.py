@@ -124,7 +124,7 @@ class Table:
             (i, j)
             for i, w in enumerate(ways)
             for j, p in enumerate(ways)
-            if w.kind == "redi" and p.kind == "plain" and w.calls == p.calls
+            if w.kind == "redi" and p.kind == "plain" and w.rival_calls == p.calls
         ]
         directions = contest.features.directions(len(groups))
         values, drawn = _frechet(seen, directions, Draws(groups, repeats, seed), progress)

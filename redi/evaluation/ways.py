@@ -5,6 +5,7 @@ What a way makes of a prompt is for `examiner` to see.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -91,6 +92,11 @@ class Way:
         return {"kind": self.kind, "solver": dict(self.solver.identity()), "steps": self.steps, **self.choices, **more}
 
     @property
+    def rival_calls(self) -> int:
+        """Calls of the plain solver it is compared with: as many, and half a call more where a half is counted."""
+        return math.ceil(self.calls)
+
+    @property
     def values(self) -> tuple[int, ...]:
         """Where a jump arrives, in entries of the fine solve: there the sample is compared before it goes on."""
         e = self.engine
@@ -131,17 +137,15 @@ def crossing(
 
 
 def same_calls(ways: Sequence[Way], solvers: Sequence[tuple[str, DiffusersSolver]]) -> Iterator[Way]:
-    """Plain solvers at as many model calls as each way of redi makes, or at the next fewer that they can make.
+    """Plain solvers at each way of redi's `rival_calls`, or at the next fewer that they can make.
 
     Args:
         ways: redi's are looked at.
         solvers: with what to call them.
     """
-    for calls in dict.fromkeys(w.calls for w in ways if w.kind == "redi"):
+    for calls in dict.fromkeys(w.rival_calls for w in ways if w.kind == "redi"):
         for label, solver in solvers:
-            steps = next(
-                (s for s in range(int(calls), 0, -1) if (n := _calls(solver, s)) is not None and n <= calls), None
-            )
+            steps = next((s for s in range(calls, 0, -1) if (n := _calls(solver, s)) is not None and n <= calls), None)
             if steps is not None:
                 yield Way.plain(solver, steps, label)
 

@@ -47,7 +47,7 @@ def tune(
     kb: KnowledgeBase,
     plan: Plan | str | None = None,
     *,
-    calls: int | None = None,
+    calls: int | float | None = None,
     pipe: Any = None,
     prompts: Sequence[str] = (),
     rows: int = 512,
@@ -126,7 +126,7 @@ def tune(
     return found
 
 
-def _plans(kb: KnowledgeBase, plan: Plan | str | None, calls: int | None) -> list[ReDiEngine]:
+def _plans(kb: KnowledgeBase, plan: Plan | str | None, calls: int | float | None) -> list[ReDiEngine]:
     """Engines of the plans to tune, with default choices whatever was found before.
 
     Raises:
@@ -148,7 +148,7 @@ def _plans(kb: KnowledgeBase, plan: Plan | str | None, calls: int | None) -> lis
     asked = [e for e in coarse if calls in (None, e.route.nfe)]
     if not asked:
         has = ", ".join(f"{e.route.nfe} ({e.plan})" for e in coarse)
-        raise InvalidInputError(f"there is no coarse plan of {calls} model calls; there is: {has}")
+        raise InvalidInputError(f"there is no coarse plan of {calls:g} model calls; there is: {has}")
     return asked
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from diffusers import DDIMScheduler, HeunDiscreteScheduler, PNDMScheduler
 
@@ -54,6 +56,12 @@ def test_plain_solvers_make_as_many_calls_or_the_next_fewer_they_can(kb: Knowled
     found = {(w.name, w.calls) for w in same_calls(leaping, solvers)}
     assert found == {("ddim:3", 3), ("ddim:5", 5), ("heun:2", 3), ("heun:3", 5), ("pndm:2", 3), ("pndm:4", 5)}
     assert (calls(HeunDiscreteScheduler, 2), calls(HeunDiscreteScheduler, 3)) == (3, 5)
+
+
+def test_half_a_call_counts_for_the_plain_solver_as_a_whole_one(kb: KnowledgeBase) -> None:
+    fine, (way,) = Way.fine(kb, "own"), crossing(kb, [COARSE], {})
+    (plain,) = same_calls([replace(way, calls=2.5)], [("own", fine.solver)])
+    assert plain.calls == replace(way, calls=2.5).rival_calls == 3
 
 
 def test_a_way_counts_once_whatever_it_is_called(kb: KnowledgeBase) -> None:

@@ -73,6 +73,52 @@ def test_rows_remember_which_negative_embeddings_they_were_made_with(it: Bed, tm
         it(PROMPTS, it.few)
 
 
+def test_no_text_is_made_up_for_rows_of_negative_embeddings(it: Bed, tmp_path: Path) -> None:
+    other = it.pipe.encode_prompt(["an old cat"], "cpu", 1, False)[0].expand(3, -1, -1)
+    with redi.record(it.pipe, tmp_path, plans=it.plans[:1], storage="float32"):
+        _fine(it, other)
+    with pytest.raises(InvalidInputError, match=r"rows were made with negative embeddings [0-9a-f]{8}"):
+        redi.tune(redi.KnowledgeBase.open(tmp_path), pipe=it.pipe, prompts=[f"an old cat {i}" for i in range(8)])
+
+
+@pytest.mark.parametrize(("name", "part"), [("StableDiffusionXL", "pooled"), ("PixArtSigma", "mask")])
+def test_what_belongs_to_negative_embeddings_is_compared_too(name: str, part: str) -> None:
+    it = bed(name)
+    given = encoded(it)
+    with it.enabled():
+        assert relative(it.pipe(num_inference_steps=it.few, **it.call | given)[0], it.fine) <= EXACT
+        (other,) = (n for n in given if n.startswith("negative") and part in n)
+        with pytest.raises(FingerprintMismatchError, match="negative_prompt: knowledge base has '', given 'embeddings"):
+            it.pipe(num_inference_steps=it.few, **it.call | given | {other: 1 - given[other]})
+
+
+def encoded(it: Bed) -> dict[str, Any]:
+    """What a pipeline makes of the prompts, as its call takes it, and no prompts."""
+    names = {
+        "StableDiffusionXL": ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds"),
+        "PixArtSigma": ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds"),
+    }[it.name]
+    last = "negative_pooled_prompt_embeds" if it.name == "StableDiffusionXL" else "negative_prompt_attention_mask"
+    own = [torch.Generator().manual_seed(0) for _ in PROMPTS]
+    made = it.pipe.encode_prompt(PROMPTS, device="cpu", do_classifier_free_guidance=True)
+    return {**dict(zip((*names, last), made, strict=True)), "generator": own, "negative_prompt": None}
+
+
+def test_an_empty_negative_prompt_is_none_unless_none_is_zeros(it: Bed) -> None:
+    with it.enabled():
+        assert relative(it(PROMPTS, it.few, negative_prompt=[""] * 3), it.fine) <= EXACT
+    xl = bed("StableDiffusionXL")
+    with xl.enabled():
+        assert relative(xl(PROMPTS, xl.few, negative_prompt=None), xl.fine) <= EXACT
+        for empty in ("", [""] * 3):
+            with pytest.raises(FingerprintMismatchError, match="negative_prompt: knowledge base has '', given"):
+                xl(PROMPTS, xl.few, negative_prompt=empty)
+        given = encoded(xl)
+        text = xl.pipe.encode_prompt(PROMPTS, negative_prompt=[""] * 3, do_classifier_free_guidance=True, device="cpu")
+        with pytest.raises(FingerprintMismatchError, match="given 'embeddings"):
+            xl.pipe(num_inference_steps=xl.few, **xl.call | given | {"negative_prompt_embeds": text[1]})
+
+
 def _fine(it: Bed, negatives: Tensor) -> Tensor:
     embeds = it.pipe.encode_prompt(PROMPTS, "cpu", 1, False)[0]
     own = [torch.Generator().manual_seed(0) for _ in PROMPTS]
