@@ -16,6 +16,10 @@ from torch import Tensor
 from redi.errors import PlanError
 from redi.plan import Plan
 
+NOT_DOUBLED: Final = (
+    "a plan with half calls needs a pipeline that guides by one batch of twice the size, unconditional half first, and "
+    "hands u + w·(c − u) to its scheduler; this one does not: use whole calls"
+)
 _ROUNDING: Final = 0.02  # of a guided output in bfloat16, as a share of its largest number
 
 
@@ -78,10 +82,7 @@ def unconditional_half(
         expected, given = guided(u.float(), c.float(), scale), model_output.detach().float()
         if bool(((expected - given).abs() <= _ROUNDING * given.abs().amax().clamp(min=1e-6)).all()):
             return u
-    raise PlanError(
-        "a plan with half calls needs a pipeline that guides by one batch of twice the size, unconditional half first, "
-        "and hands u + w·(c − u) to its scheduler; this one does not: use whole calls"
-    )
+    raise PlanError(NOT_DOUBLED)
 
 
 def without(

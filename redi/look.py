@@ -1,18 +1,21 @@
-"""What a pipeline does before its first model call: the shape of its noise, and what it tells its scheduler.
+"""What a pipeline does before its first model call: its noise, what it tells its scheduler, what it asks its network.
 
 Packed latents, video frames, shifts by picture size: each pipeline knows its own, so it is asked, not computed.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
 
+import torch
 from torch import Tensor
 
 from redi.errors import InvalidInputError, UnsupportedSolverError
-from redi.interception import EnoughError, Interception, Listener, Start, signature
+from redi.guidance import without
+from redi.interception import EnoughError, Interception, Listener, Start, heard, signature
 from redi.schedules import Timetable
 
 _PICTURES: Final = ("image", "control_image", "mask_image", "video", "image_embeds")
@@ -93,6 +96,63 @@ def look(pipe: Any, scheduler: Any, arguments: Mapping[str, Any]) -> Look:
     finally:
         interception.remove()
     return seen
+
+
+@final
+@dataclass
+class Question(Listener):
+    """What a pipeline first asks its network, which is not run.
+
+    Args:
+        pictures: of the call.
+        doubled: whether the network is asked for twice as many samples, its other arguments as many.
+    """
+
+    pictures: int = 0
+    doubled: bool = False
+
+    def call(self, pipe: Any, proceed: Callable[..., Any], arguments: dict[str, Any], given: frozenset[str]) -> Any:
+        """Let the pipeline run until it asks."""
+        with contextlib.suppress(EnoughError), heard(pipe, self):
+            proceed(**arguments)
+
+    def noise(self, drawn: Tensor, start: Start) -> Tensor:
+        """Count the pictures."""
+        self.pictures = len(drawn)
+        return drawn
+
+    def asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Leave with what is asked."""
+        every = torch.arange(self.pictures)
+        self.doubled = without(args, kwargs, every, self.pictures) is not None
+        raise EnoughError
+
+    def step(
+        self, proceed: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any
+    ) -> Any:
+        """Too late: something else than the loop asked."""
+        raise EnoughError
+
+
+def doubles(pipe: Any, scheduler: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether a pipeline guides by one call of twice the batch, which half calls take a half of.
+
+    Args:
+        pipe: a pipeline; its network is not run.
+        scheduler: a scheduler of its own to run with.
+        arguments: of a guided call.
+
+    Raises:
+        InvalidInputError: redi has no place in it, or its network is compiled so that nothing can be heard.
+    """
+    question = Question()
+    interception = Interception(pipe, scheduler, question)
+    interception.install()
+    try:
+        pipe(**arguments)
+    finally:
+        interception.remove()
+    return question.doubled
 
 
 def told(proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, Timetable]:

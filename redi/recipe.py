@@ -13,10 +13,10 @@ from typing import Any, final
 import torch
 
 from redi.embedding import Embeddings
-from redi.errors import InvalidInputError
-from redi.guidance import require_halves
+from redi.errors import InvalidInputError, PlanError
+from redi.guidance import NOT_DOUBLED, require_halves
 from redi.knowledge_base import Config, Fingerprint
-from redi.look import look
+from redi.look import doubles, look
 from redi.negatives import negative_texts
 from redi.noise import NoiseBank
 from redi.pipelines import check_size, fingerprint, settings_of, unsettled
@@ -83,6 +83,7 @@ class Recipe:
         Raises:
             InvalidInputError: settings that cannot work, or a pipeline that does not start from noise.
             UnsupportedSolverError: a scheduler that does not replay.
+            PlanError: half calls of a pipeline that has none.
         """
         if not plans:
             raise InvalidInputError("a knowledge base needs at least one plan, given none")
@@ -106,9 +107,8 @@ class Recipe:
             **(settings or {}),
         }
         # it says what it refuses before there is a folder, and what only it knows
-        seen = look(
-            pipe, copy.deepcopy(pipe.scheduler) if solver is None else solver.scheduler(), _call(pipe, [""], arguments)
-        )
+        called, own = _call(pipe, [""], arguments), pipe.scheduler
+        seen = look(pipe, copy.deepcopy(own) if solver is None else solver.scheduler(), called)
         timetable = seen.timetable or PLAIN
         solver = DiffusersSolver.of(pipe.scheduler, timetable) if solver is None else solver.on(timetable)
         schedule = solver.schedule(steps)
@@ -117,6 +117,8 @@ class Recipe:
         for plan in plans:
             require_halves(plan, scale=guidance, rescale=rescale, diversity=diversity, begin=0)
             record |= needs(Route.lay(plan, schedule), solver)
+        if any(plan.halved for plan in plans) and not doubles(pipe, solver.scheduler(), called):
+            raise PlanError(NOT_DOUBLED)
         bank = NoiseBank(seed=seed, size=noises, shape=seen.shape, diversity=diversity)
         mark = fingerprint(
             pipe,

@@ -22,6 +22,7 @@ from redi.engine import ReDiEngine
 from redi.errors import InvalidInputError, KnowledgeBaseError, PlanError
 from redi.gate import Gate, Trust
 from redi.guidance import guided, rejoined, unconditional_half, without
+from redi.look import doubles
 from redi.plan import Plan
 from redi.solvers import DiffusersSolver
 from redi.tuned import Tunings
@@ -489,6 +490,23 @@ def test_an_interrupted_tuning_keeps_no_half_plan_that_prompts_did_not_judge(
     with pytest.raises(KeyboardInterrupt):
         tune(kb, PLANS[0], pipe=pipe, prompts=zoo.prompts("emoji", "heldout")[:8], progress=stop)
     assert PLANS[0] not in Tunings.read(kb).plans
+
+
+def test_whether_a_pipeline_doubles_its_batch_is_known_before_its_network_runs(
+    served: tuple[Any, redi.KnowledgeBase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, _ = served
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the network was run")
+
+    monkeypatch.setattr(pipe.unet, "forward", refuse)
+    own = pipe.scheduler
+    for scale in (3.0, 1.0):
+        call = {"prompt": ["a fox"], "num_inference_steps": 3, "guidance_scale": scale}
+        assert doubles(pipe, copy.deepcopy(own), call) == (scale > 1)
+    assert pipe.scheduler is own
+    assert not pipe.unet._forward_pre_hooks
 
 
 def test_a_build_of_half_calls_asks_for_guidance(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import redi
-from redi.errors import FingerprintMismatchError, InvalidInputError
+from redi.errors import FingerprintMismatchError, InvalidInputError, PlanError
 from tests.pipelines.beds import PROMPTS, STEPS, STRANGER, Bed, bed, parameters_of, relative
 
 EXACT = 1e-5  # relative, float32
@@ -62,7 +62,11 @@ def half_calls(it: Bed) -> None:
     if it.case.recorded:  # say what says so to who tries
         with redi.record(it.pipe, folder, plans=[plan]):
             it(PROMPTS, STEPS)
-    kb, rows = it.built([plan], folder), [0]
+    try:
+        kb, rows = it.built([plan], folder), [0]
+    except PlanError:
+        assert not folder.exists()  # refused before anything was written
+        raise
 
     def count(network: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         rows[0] += len(output[0])
