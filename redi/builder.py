@@ -41,7 +41,7 @@ def build(
     prompts: Iterable[str],
     folder: str | Path,
     *,
-    plans: Sequence[Plan],
+    plans: Sequence[Plan] | None = None,
     solver: DiffusersSolver | None = None,
     noises: int = 1,
     seed: int = 0,

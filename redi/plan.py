@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final, final
 
 from redi.errors import PlanError
-from redi.places import places
+from redi.places import HALVED_AT, HALVED_UP_TO, places
 from redi.schedules import Grid
 
 _FEWEST: Final = 4  # steps of which the second comes early enough for the rows to know its unconditional half
@@ -119,14 +119,15 @@ class Plan:
         return cls.of([round(i * fine / steps) for i in range(steps)], fine)
 
     @classmethod
-    def placed(cls, calls: int, fine: int, *, guidance: float, halved: bool = False) -> Plan:
+    def placed(cls, calls: int, fine: int, *, guidance: float, halved: bool | None = False) -> Plan:
         """So many calls where they were found to be best made on Karras noise levels; an even spread if they are many.
 
         Args:
             calls: how many.
             fine: steps of the schedule.
             guidance: classifier-free guidance scale: strong guidance wants more of a few calls at high noise.
-            halved: whether the first two steps make half calls, so that there is a step more for as many calls.
+            halved: whether the first two steps make half calls, so that there is a step more for as many calls; None
+                is where that was found to be nearer: 4 to 8 calls under weak guidance.
 
         Raises:
             PlanError: calls that the schedule has not, or guidance that is no number.
@@ -135,6 +136,8 @@ class Plan:
             raise PlanError(
                 f"guidance must be a finite number, given {guidance!r}; give the scale that calls will have"
             )
+        if halved is None:
+            halved = 1 < guidance <= HALVED_UP_TO and calls in HALVED_AT and calls < fine
         found = places(calls, fine, guidance, halved)
         if found is None and halved:  # the step more divides the first one, which is the longest
             first, *others = [s.start for s in cls.placed(calls, fine, guidance=guidance).segments]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 
@@ -28,6 +28,8 @@ from redi.solvers.grids import spec_of
 from redi.transports import needs
 from redi.types import Record, Rows
 
+_CALLS: Final = 8
+_FINE: Final = 40  # steps of the schedule that they are made of
 Item = tuple[str, int]
 """What a row is made from: a prompt and the id of the noise it starts from."""
 
@@ -50,7 +52,7 @@ class Recipe:
         cls,
         pipe: Any,
         *,
-        plans: Sequence[Plan],
+        plans: Sequence[Plan] | None = None,
         solver: DiffusersSolver | None = None,
         noises: int = 1,
         seed: int = 0,
@@ -68,6 +70,8 @@ class Recipe:
         Args:
             pipe: a diffusers pipeline.
             plans: what the knowledge base shall serve; all of the same fine steps. Rows keep what any of them needs.
+                None is eight calls of 40 steps: on Karras noise levels where they were found to be best made
+                (`Plan.placed`), by half calls where those were found nearer and the pipeline has them.
             solver: the fine solver; None is the pipeline's own scheduler.
             noises: M, starting noises in the bank.
             seed: of the bank.
@@ -85,9 +89,9 @@ class Recipe:
             UnsupportedSolverError: a scheduler that does not replay.
             PlanError: half calls of a pipeline that has none.
         """
-        if not plans:
+        if plans is not None and not plans:
             raise InvalidInputError("a knowledge base needs at least one plan, given none")
-        if len({p.fine for p in plans}) > 1:
+        if plans is not None and len({p.fine for p in plans}) > 1:
             raise InvalidInputError(f"plans of one build share their fine steps, given {', '.join(map(str, plans))}")
         check_size(pipe, height, width)
         if lost := unsettled(settings or {}):
@@ -97,7 +101,7 @@ class Recipe:
             )
         if solver is None:
             spec_of(pipe.scheduler)
-        steps = plans[0].fine
+        steps = plans[0].fine if plans else _FINE
         arguments = {
             "num_inference_steps": steps,
             "guidance_scale": guidance,
@@ -114,11 +118,17 @@ class Recipe:
         schedule = solver.schedule(steps)
         record = Record()
         rescale = (settings or {}).get("guidance_rescale", 0.0)
+
+        def check(plans: Sequence[Plan]) -> Sequence[Plan]:
+            for plan in plans:
+                require_halves(plan, scale=guidance, rescale=rescale, diversity=diversity, begin=0)
+            if any(plan.halved for plan in plans) and not doubles(pipe, solver.scheduler(), called):
+                raise PlanError(NOT_DOUBLED)
+            return plans
+
+        plans = _best(solver, guidance, check) if plans is None else check(plans)
         for plan in plans:
-            require_halves(plan, scale=guidance, rescale=rescale, diversity=diversity, begin=0)
             record |= needs(Route.lay(plan, schedule), solver)
-        if any(plan.halved for plan in plans) and not doubles(pipe, solver.scheduler(), called):
-            raise PlanError(NOT_DOUBLED)
         bank = NoiseBank(seed=seed, size=noises, shape=seen.shape, diversity=diversity)
         mark = fingerprint(
             pipe,
@@ -215,6 +225,18 @@ class FineSolver:
         with self._embeddings.active(self.pipe), listening(self.pipe, self._recorder), quiet(self.pipe):
             self.pipe(**run_of(self.pipe, mark, prompts, mark.steps))
         return self._recorder.rows(ids, prompts)
+
+
+def _best(
+    solver: DiffusersSolver, guidance: float, check: Callable[[Sequence[Plan]], Sequence[Plan]]
+) -> Sequence[Plan]:
+    """What is served where nobody says: whole calls if `check` refuses half ones."""
+    if not solver.on_karras:
+        return [Plan.coarse(_CALLS, _FINE)]
+    try:
+        return check([Plan.placed(_CALLS, _FINE, guidance=guidance, halved=None)])
+    except (PlanError, InvalidInputError):
+        return [Plan.placed(_CALLS, _FINE, guidance=guidance)]
 
 
 def run_of(pipe: Any, mark: Fingerprint, prompts: list[str], steps: int) -> dict[str, Any]:

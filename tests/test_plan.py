@@ -6,10 +6,11 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from redi.errors import PlanError
+from redi.places import HALVED_UP_TO
 from redi.plan import Plan, Route, Segment
 from redi.schedules import Grid
 
@@ -190,6 +191,16 @@ def test_placed_half_calls_are_as_many_as_asked_for(calls, guidance):
     assert Route.lay(plan, plain(80)).nfe == calls
     assert plan.steps == calls + 1
     assert [i for i, s in enumerate(plan.segments) if s.halved] == [0, 1]
+
+
+@given(st.integers(1, 40), st.integers(1, 80), st.sampled_from((1.0, 1.5, 3.0, 4.5, 4.6, 7.5)))
+def test_calls_placed_as_found_best_are_as_many_as_asked_for(calls, fine, guidance):
+    assume(calls <= fine)
+    plan = Plan.placed(calls, fine, guidance=guidance, halved=None)
+    assert sum(s.halves for s in plan.segments) == 2 * calls
+    assert plan.halved == (4 <= calls <= 8 and calls < fine and 1 < guidance <= HALVED_UP_TO)
+    if not plan.halved:
+        assert plan == Plan.placed(calls, fine, guidance=guidance)
 
 
 def test_placed_half_calls_divide_a_first_step_where_nothing_better_was_found():

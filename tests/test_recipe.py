@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from redi.errors import InvalidInputError
+from redi.errors import InvalidInputError, PlanError
 from redi.plan import Plan
 from redi.recipe import FineSolver, Recipe
+from redi.solvers import DiffusersSolver
 from redi.types import Rows
 from tests.tiny import tiny_pipeline
 
@@ -35,6 +37,36 @@ def test_the_work_is_every_prompt_from_every_noise_and_each_prompts_noises_come_
 def test_half_a_surrogate_pair_is_found_before_any_work() -> None:
     with pytest.raises(InvalidInputError, match=r"prompt 2 of 3 is no valid Unicode .*'bad .*ud800'"):
         recipe(tiny_pipeline()).items(["fine", "bad \ud800", "fine", "🦊"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "plan"),
+    [
+        ({"guidance": 3.0}, Plan.placed(8, 40, guidance=3.0, halved=True)),
+        ({"guidance": 7.5}, Plan.placed(8, 40, guidance=7.5)),
+        ({"guidance": 1.0}, Plan.placed(8, 40, guidance=1.0)),
+        ({"guidance": 3.0, "diversity": 0.1}, Plan.placed(8, 40, guidance=3.0)),
+        ({"guidance": 3.0, "settings": {"guidance_rescale": 0.5}}, Plan.placed(8, 40, guidance=3.0)),
+        ({"guidance": 3.0, "solver": DiffusersSolver.of(DDIMScheduler())}, Plan.coarse(8, 40)),
+    ],
+    ids=["weak", "strong", "none", "diverse", "rescaled", "other levels"],
+)
+def test_who_names_no_plan_gets_eight_calls_where_they_are_best_made(settings: dict[str, Any], plan: Plan) -> None:
+    solver = DiffusersSolver.of(DPMSolverMultistepScheduler(use_karras_sigmas=True))
+    made = Recipe.of(tiny_pipeline(), **{"solver": solver} | settings)
+    assert made.config.plans == (str(plan),)
+
+
+def test_a_pipeline_without_half_calls_gets_whole_ones_unless_half_ones_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipe, solver = tiny_pipeline(), DiffusersSolver.of(DPMSolverMultistepScheduler(use_karras_sigmas=True))
+    pipe.unet.compile(backend="eager")
+    assert Recipe.of(pipe, solver=solver, guidance=3.0).config.plans == (str(Plan.placed(8, 40, guidance=3.0)),)
+    monkeypatch.setattr("redi.recipe.doubles", lambda *_: False)
+    assert Recipe.of(pipe, solver=solver, guidance=3.0).config.plans == (str(Plan.placed(8, 40, guidance=3.0)),)
+    with pytest.raises(PlanError, match="one batch of twice the size"):
+        Recipe.of(pipe, solver=solver, guidance=3.0, plans=[Plan.placed(8, 40, guidance=3.0, halved=True)])
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from benchmarks import bundled
 from benchmarks.paper import report
 from benchmarks.paper.settings import Settings
 from benchmarks.paper.ways import Way
 from benchmarks.quality.frontier import MEASURES, envelope, matching, point
-from benchmarks.quality.lab import STEPS, coarse, measured, one_noise, served
+from benchmarks.quality.lab import STEPS, Lab, at, called, measured, one_noise, served
 from redi import Plan
+from redi.places import HALVED_UP_TO
 
 COMPARED: Final = ("whole calls", "half calls")
 BUDGETS: Final = (4, 5, 6, 8)
-SCALES: Final = (3.0, 6.0)
+SCALES: Final = (1.5, 3.0, 4.5, 6.0)
 RIVALS: Final[Mapping[str, Sequence[int]]] = {
     "deis-karras": (4, 5, 6, 8, 10, 12, 16),
     "deis-linspace": (4, 5, 6, 8, 10),
@@ -24,13 +27,18 @@ RIVALS: Final[Mapping[str, Sequence[int]]] = {
 
 
 def halves(settings: Settings, pipe: Any) -> dict[str, Any]:
-    """Whole calls, the first one halved, the first two halved and a step more, and the same steps with whole calls."""
+    """Whole calls, the first one halved, the first two halved and a step more, and the same steps with whole calls.
+
+    At the scale that the other studies have from every noise, at others from one. Besides, noise of nobody's bank, for
+    which a plan of half calls is the plain solver's steps and a call more.
+    """
     budgets, scales = (BUDGETS[:1], SCALES[:1]) if settings.quick else (BUDGETS, SCALES)
     points: list[dict[str, Any]] = []
     against: list[dict[str, Any]] = []
     plans: dict[str, str] = {}
+    strangers: list[dict[str, Any]] = []
     for scale in scales:
-        lab = one_noise(settings, pipe, guidance=scale)
+        lab = (Lab if scale == bundled.GUIDANCE else one_noise)(settings, pipe, guidance=scale)
         kb = lab.rows(f"halves-{scale:g}", min(1024, settings.rows))
         ways = [way for n in budgets for way in tried(n, scale)]
         calls = [(name, n) for name, counts in RIVALS.items() for n in (counts[:1] if settings.quick else counts)]
@@ -42,7 +50,34 @@ def halves(settings: Settings, pipe: Any) -> dict[str, Any]:
         pairs = list(zip(half, whole, strict=True))
         against += [{**c, "way": f"{c['way']}, guidance {scale:g}"} for c in judge.compare(pairs)]
         plans |= {f"{w.name}, guidance {scale:g}": str(w.plan) for w in ways if w.plan}
-    return {"points": points, "against": against, "plans": plans, "matched": matched(points)}
+        if scale <= HALVED_UP_TO:
+            more, compared = strange(one_noise(settings, pipe, guidance=scale, away=1.0), {"rows": kb}, budgets)
+            strangers += more
+            against += compared
+    return {
+        "points": points,
+        "against": against,
+        "plans": plans,
+        "matched": matched(points),
+        "strangers": strangers,
+    }
+
+
+def strange(
+    lab: Lab, rows: Mapping[str, Any], budgets: Sequence[int]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """From noise of nobody's bank: what a plan of half calls serves, against plain solvers of as many calls.
+
+    No row helps, so all calls are whole ones, one more, and the solver takes its steps from place to place alone.
+    """
+    ours = [made_whole(n, lab.guidance, f"half calls' places {n + 1}", neighbors=0) for n in budgets]
+    others = [Way(f"plain {name} {n + 1}", name, n + 1) for name in ("deis-karras", "deis-linspace") for n in budgets]
+    judge, made = measured(lab, [*ours, *others], rows, lab.queries)
+    mine = {m.calls: (w.name, m) for w, m in zip(ours, made, strict=False)}
+    pairs = [(mine[m.calls], (w.name, m)) for w, m in zip(others, made[len(ours) :], strict=True)]
+    said = f", guidance {lab.guidance:g}, strangers"
+    points = [{**p, "way": p["way"] + said} for p in judge.table([*ours, *others], made)]
+    return points, [{**c, "way": c["way"] + said} for c in judge.compare(pairs)]
 
 
 def matched(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -75,7 +110,7 @@ def tables(found: Mapping[str, Any]) -> list[str]:
         [f"{m['guidance']:g}", report.COLUMNS[m["measure"]], m["way"], f"{m['value']:.3g}", times(m["times the calls"])]
         for m in found["matched"]
     ]
-    points = [{**p, "way": f"{p['way']}, guidance {p['guidance']:g}"} for p in found["points"]]
+    points = [{**p, "way": f"{p['way']}, guidance {p['guidance']:g}"} for p in found["points"]] + found["strangers"]
     compared = report.comparison("Paired differences on the same prompts and noises.", found["against"])
     return [report.markdown(heads, rows_), report.table(points, published=False), compared]
 
@@ -86,16 +121,17 @@ def times(count: float | None) -> str:
 
 def tried(calls: int, guidance: float) -> list[Way]:
     """What is compared at so many calls; of the last two one makes half a call less, and one a call more."""
-
-    def way(name: str, plan: Plan) -> Way:
-        return served(calls, name, guidance=guidance, plan=str(plan), solver=coarse(plan.steps, guidance))
-
-    whole = Plan.placed(calls, STEPS, guidance=guidance)
-    half = Plan.placed(calls, STEPS, guidance=guidance, halved=True)
-    at, more = ([s.start for s in plan.segments] for plan in (whole, half))
+    whole = served(calls, COMPARED[0], guidance=guidance)
+    first = str(Plan.of(called(str(whole.plan)), STEPS, [0]))
     return [
-        way("whole calls", whole),
-        way("half calls", half),
-        way("the first one halved", Plan.of(at, STEPS, [0])),
-        way("half calls made whole", Plan.of(more, STEPS)),
+        whole,
+        served(calls, COMPARED[1], guidance=guidance, halved=True),
+        dataclasses.replace(whole, name=f"the first one halved {calls}", plan=first),
+        made_whole(calls, guidance, f"half calls made whole {calls}"),
     ]
+
+
+def made_whole(calls: int, guidance: float, name: str, **changes: Any) -> Way:
+    """The steps of half calls, with whole ones."""
+    half = served(calls, name, guidance=guidance, halved=True, **changes)
+    return dataclasses.replace(half, name=name, plan=at(called(str(half.plan))))

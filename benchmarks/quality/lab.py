@@ -56,13 +56,13 @@ class Lab(World):
     def rows(self, name: str, prompts: int, noises: int | None = None) -> KnowledgeBase:
         """Rows of so many train prompts with every entry, and early on what the model says without a prompt.
 
-        Any plan can be tried on them.
+        Any coarse plan can be tried on them.
         """
         lab = (
             self if noises is None else Lab(dataclasses.replace(self.settings, noises=noises), self.pipe, self.guidance)
         )
         every = ",".join(f"{k}h" if k <= STEPS // 4 else f"{k}" for k in range(STEPS))
-        plans = [f"at:{every}/{STEPS}", evenly(STEPS // 2), f"jump:{STEPS // 4}:{3 * STEPS // 4}/{STEPS}"]
+        plans = [f"at:{every}/{STEPS}", evenly(STEPS // 2)]
         return lab.build(name, fine().solver, plans, zoo.prompts("emoji", "train")[:prompts])
 
     def start(self, ids: Tensor) -> Tensor:
@@ -134,9 +134,9 @@ def evenly(calls: int) -> str:
     return f"coarse:{calls}/{STEPS}"
 
 
-def placed(calls: int, guidance: float = bundled.GUIDANCE) -> str:
+def placed(calls: int, guidance: float = bundled.GUIDANCE, *, halved: bool = False) -> str:
     """So many calls where redi makes them."""
-    return str(Plan.placed(calls, STEPS, guidance=guidance))
+    return str(Plan.placed(calls, STEPS, guidance=guidance, halved=halved))
 
 
 def at(places: Sequence[int]) -> str:
@@ -144,14 +144,25 @@ def at(places: Sequence[int]) -> str:
     return f"at:{','.join(map(str, places))}/{STEPS}"
 
 
+def called(plan: str) -> list[int]:
+    """The steps at which a plan calls the model."""
+    return [s.start for s in Plan.parse(plan).segments]
+
+
 def served(
-    calls: int, name: str = "redi", rows: str = "rows", guidance: float = bundled.GUIDANCE, **changes: Any
+    calls: int,
+    name: str = "redi",
+    rows: str = "rows",
+    guidance: float = bundled.GUIDANCE,
+    *,
+    halved: bool = False,
+    **changes: Any,
 ) -> Way:
-    """What a pipeline is served with so many calls, or what differs from it."""
+    """What a pipeline is served with so many calls, the first two of them by halves or not; or what differs from it."""
     given: dict[str, Any] = {
-        "solver": coarse(calls, guidance),
+        "solver": coarse(calls + halved, guidance),
         "steps": STEPS,
-        "plan": placed(calls, guidance),
+        "plan": placed(calls, guidance, halved=halved),
         "transport": Defect(),
         "combiner": COMBINER,
         "neighbors": NEIGHBORS,

@@ -184,7 +184,8 @@ def guidance(settings: Settings, pipe: Any) -> dict[str, Any]:
             lab = one_noise(settings, pipe, guidance=scale, away=away)
             others = [Way(f"plain {s} {n}", s, n) for n in calls for s in RIVALS if n >= RIVALS[s]]
             # from noise of nobody's bank the pipeline is the plain solver: no row can be near
-            ours = [served(n, guidance=scale, **({"neighbors": 0} if away else {})) for n in calls]
+            alone: dict[str, Any] = {"neighbors": 0} if away else {}
+            ours = [served(n, guidance=scale, **alone) for n in calls]
             ways = [*ours, *others]
             judge, made = measured(lab, ways, {"rows": scaled(lab)}, lab.queries)
             said = {"guidance": scale, "bank": not away}

@@ -10,8 +10,8 @@ import numpy as np
 
 from benchmarks.paper.settings import Settings, spread
 from benchmarks.paper.ways import Way
-from benchmarks.quality.lab import STEPS, Lab, at, evenly, fine, measured, one_noise, placed, scaled, served
-from redi import KnowledgeBase, Plan, zoo
+from benchmarks.quality.lab import STEPS, Lab, at, called, evenly, fine, measured, one_noise, placed, scaled, served
+from redi import KnowledgeBase, zoo
 from redi.metrics import latent_error
 
 FEWER: Final = 1024
@@ -52,7 +52,7 @@ def places(settings: Settings, pipe: Any) -> dict[str, Any]:
             best = shapes[int((errors / errors[0]).sum(1).argmin())]
             named += [(n, "evenly spread", evenly(n)), (n, "shaped", at(best)), (n, "redi", placed(n, scale))]
         for there, bank in ((lab, True), (far, False)):
-            alone_there = {} if bank else {"neighbors": 0}
+            alone_there: dict[str, Any] = {} if bank else {"neighbors": 0}
             ways = [served(n, name, guidance=scale, plan=plan, **alone_there) for n, name, plan in named]
             judge, made = measured(there, ways, {"rows": kb}, there.queries)
             points += [{**p, "guidance": scale, "bank": bank} for p in judge.table(ways, made)]
@@ -73,11 +73,6 @@ def judged_on_train(
         return latent_error(made.latents.flatten(0, 1), reference)
 
     return error
-
-
-def called(plan: str) -> list[int]:
-    """The steps at which a plan calls the model."""
-    return [s.start for s in Plan.parse(plan).segments]
 
 
 def shaped(calls: int) -> Iterator[list[int]]:

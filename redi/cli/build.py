@@ -39,11 +39,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--plan",
-        default="few:8/40",
         metavar="P[,P…]",
         help="what it shall serve: few:CALLS/FINE (calls placed for the guidance; few:CALLSh/FINE makes the first two "
         "without their unconditional half, and a step more), coarse:CALLS/FINE (evenly), "
-        "at:STEP,STEP,…/FINE, jump:KEY:VALUE/FINE; several share FINE (default: few:8/40)",
+        "at:STEP,STEP,…/FINE, jump:KEY:VALUE/FINE; several share FINE (default: few:8/40, or, under weak "
+        "guidance where the pipeline has half calls, few:8h/40)",
     )
     parser.add_argument("--noises", type=int, default=1, metavar="M", help="starting noises in the bank")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise bank")
@@ -109,7 +109,8 @@ def run(given: argparse.Namespace, console: Console) -> int:
         limit=given.limit,
         note=console.note if first else lambda text: None,
     )
-    names.plans(given.plan, names.evenly)  # is said to be wrong before the model is loaded
+    if given.plan is not None:
+        names.plans(given.plan, names.evenly)  # is said to be wrong before the model is loaded
     guidance = models.guidance_of(given.model) if given.guidance is None else given.guidance
     if (folder := Path(given.kb)).exists() and not folder.is_dir():
         raise InvalidInputError(f"{folder} is a file; expected a folder for the knowledge base")
@@ -131,7 +132,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
             pipe = ranks.load(given.model, given, given.dtype, by_lightning=several or watched)
             solver = names.fine_solver(pipe.scheduler, given.solver)
             settings: dict[str, Any] = {
-                "plans": names.plans(given.plan, names.placing(solver, guidance)),
+                "plans": None if given.plan is None else names.plans(given.plan, names.placing(solver, guidance)),
                 "solver": solver,
                 "noises": given.noises,
                 "seed": given.seed,

@@ -202,7 +202,7 @@ def placing(solver: DiffusersSolver, guidance: float) -> Callable[[int, int, boo
     def place(calls: int, fine: int, halved: bool) -> Plan:
         return Plan.placed(calls, fine, guidance=guidance, halved=halved)
 
-    return place if solver.config.get("use_karras_sigmas", False) else evenly
+    return place if solver.on_karras else evenly
 
 
 def retriever(text: str) -> Retriever:

@@ -104,6 +104,11 @@ class DiffusersSolver(SolverAdapter):
         """The scheduler's class and settings."""
         return self.config
 
+    @property
+    def on_karras(self) -> bool:
+        """Whether it walks the noise levels of Karras et al. (2022, arXiv 2206.00364)."""
+        return bool(self.config.get("use_karras_sigmas", False))
+
     def scheduler(self) -> Any:
         """A new diffusers scheduler of this solver, for a pipeline to own."""
         return copy.deepcopy(self._scheduler)
