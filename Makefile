@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 EXTRAS ?= dev,faiss,eval
 comma := ,
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Every test takes one thread, so two processes share the files among them; WORKERS=0 is one process.
+WORKERS ?= 2
+SHARED := --numprocesses $(WORKERS) --dist loadfile
 READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 
 # Threads that wait sleep instead of spinning: on cores that are shared with other work spinning is many times slower.
@@ -41,10 +44,10 @@ demo: $(READY) ## build, serve and compare on the bundled model; leaves demo/com
 	$(BIN)/redi demo
 
 test: lint ## the checks before every commit; the last line is pytest's
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest $(SHARED) -m 'not slow'
 
 test-all: lint ## make test and the slow tests
-	$(BIN)/pytest
+	$(BIN)/pytest $(SHARED)
 
 lint: $(READY) ## ruff, import-linter and pyright
 	$(BIN)/ruff format --check

@@ -5,6 +5,7 @@ What runs, and where the results go, is for `redi demo` to say.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 from redi.errors import InvalidInputError
 from redi.knowledge_base import KnowledgeBase
 from redi.metrics import frechet_distance, latent_error
+from redi.plan import Plan, calls_of
 from redi.scheduler import disable, enable, report
 
 MOST_DIRECTIONS: Final = 64
@@ -39,7 +41,7 @@ class Contender:
     """
 
     name: str
-    nfe: int
+    nfe: int | float
     seconds: float
     latents: Float[Tensor, "b *s"]
     frechet: float
@@ -90,7 +92,7 @@ def race(
     solvers: Mapping[str, Any],
     *,
     fine: Any,
-    steps: int,
+    plan: Plan,
     batch_size: int = 16,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Race:
@@ -101,11 +103,11 @@ def race(
 
     Args:
         pipe: the pipeline that `kb` was built with; it is left as it was.
-        kb: the knowledge base; it must have a plan of `steps` steps.
+        kb: the knowledge base.
         prompts: none of which is in the knowledge base.
-        solvers: name → diffusers scheduler, to run with `steps` steps on its own stock grid.
+        solvers: name → diffusers scheduler, to run with as many steps as the plan makes calls, on its own stock grid.
         fine: the scheduler that `kb` was built with.
-        steps: the small budget.
+        plan: a coarse plan of `kb`, the small budget.
         batch_size: pictures per pipeline call; the number of prompts must be a multiple of it.
         progress: told (calls done, calls in all).
 
@@ -127,14 +129,14 @@ def race(
     served, original = type(pipe).from_pipe(pipe), pipe.scheduler
     served.set_progress_bar_config(disable=True)
     batches = [list(prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)]
-    ways: dict[str, tuple[Any, int, Any]] = {"fine": (pipe, mark.steps, fine), "redi": (served, steps, None)}
-    ways |= {f"plain {name}": (pipe, steps, scheduler) for name, scheduler in solvers.items()}
+    ways: dict[str, tuple[Any, int, Any]] = {"fine": (pipe, mark.steps, fine), "redi": (served, plan.steps, None)}
+    ways |= {f"plain {name}": (pipe, math.ceil(plan.calls), scheduler) for name, scheduler in solvers.items()}
     latents: dict[str, list[Tensor]] = {way: [] for way in ways}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     neighbors: list[tuple[int, ...]] = []
     stages: dict[str, float] = {}
-    nfe: dict[str, int] = {}
-    enable(served, kb)
+    nfe: dict[str, int | float] = {}
+    enable(served, kb, plan=plan)
     counter = _Counter(pipe.unet)
     try:
         for i, batch in enumerate([batches[0], *batches]):  # the first one twice: once to warm up
@@ -144,11 +146,11 @@ def race(
                 if scheduler is not None:
                     runner.scheduler = scheduler
                 calls = count if warm or way == "redi" else 2
-                counter.calls = 0
+                counter.samples = 0
                 start = time.perf_counter()
                 out = runner(latents=noise, num_inference_steps=calls, **embeddings, **common).images
                 took = time.perf_counter() - start
-                nfe[way] = counter.calls
+                nfe[way] = calls_of(counter.samples // batch_size)
                 if warm:
                     latents[way].append(out.detach().cpu())
                     seconds[way].append(took)
@@ -192,14 +194,14 @@ def race(
 
 @final
 class _Counter:
-    """Counts what a network is really called."""
+    """Counts the samples that a network is really called with: two of each picture, if it is guided by a whole call."""
 
     def __init__(self, network: torch.nn.Module) -> None:
-        self.calls = 0
-        self._handle = network.register_forward_hook(self._count)
+        self.samples = 0
+        self._handle = network.register_forward_hook(self._count)  # by then half calls are cut
 
-    def _count(self, *_: Any) -> None:
-        self.calls += 1
+    def _count(self, _: Any, args: tuple[Tensor, ...], output: Any) -> None:
+        self.samples += len(args[0])
 
     def remove(self) -> None:
         self._handle.remove()

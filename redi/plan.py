@@ -196,6 +196,11 @@ class Plan:
         return len(self.segments) if self.own_grid else self.fine
 
     @property
+    def calls(self) -> int | float:
+        """Model calls, where a step makes one; a half call is half of one."""
+        return calls_of(sum(s.halves for s in self.segments))
+
+    @property
     def halved(self) -> bool:
         """Whether any of its calls leaves the unconditional half of guidance to the rows."""
         return self.segments[0].halved

@@ -18,6 +18,7 @@ from redi.errors import FingerprintMismatchError, InvalidInputError
 if TYPE_CHECKING:
     from redi.demo import Race
     from redi.knowledge_base import KnowledgeBase
+    from redi.plan import Plan
 
 HELP = "see it work: build, generate and compare with the bundled model"
 RESUMES = "finished rows are kept, the same command resumes"
@@ -55,7 +56,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
         )
     from redi.plan import Plan
 
-    plan = Plan.placed(given.steps, given.fine, guidance=models.guidance_of(models.BUNDLED))
+    plan = Plan.placed(given.steps, given.fine, guidance=models.guidance_of(models.BUNDLED), halved=None)
     start, seconds = time.perf_counter(), dict[str, float]()
     pipe = models.load(models.BUNDLED, given)
     seconds["load"] = time.perf_counter() - start
@@ -76,7 +77,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
     seconds["build"] = time.perf_counter() - stamp
     console.say(f"2/3  solving {given.prompts} held-out prompts finely, plainly at {given.steps} calls, and with redi")
     stamp = time.perf_counter()
-    found = _race(given, console, pipe, kb, heldout[: given.prompts])
+    found = _race(given, console, pipe, kb, plan, heldout[: given.prompts])
     seconds["compare"] = time.perf_counter() - stamp
     console.say("3/3  drawing")
     stamp = time.perf_counter()
@@ -90,7 +91,7 @@ def run(given: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _build(given: argparse.Namespace, console: Console, pipe: Any, prompts: list[str], plan: Any) -> KnowledgeBase:
+def _build(given: argparse.Namespace, console: Console, pipe: Any, prompts: list[str], plan: Plan) -> KnowledgeBase:
     from redi.builder import build
 
     folder = Path(given.out) / "kb"
@@ -114,7 +115,9 @@ def _build(given: argparse.Namespace, console: Console, pipe: Any, prompts: list
             ) from e
 
 
-def _race(given: argparse.Namespace, console: Console, pipe: Any, kb: KnowledgeBase, prompts: list[str]) -> Race:
+def _race(
+    given: argparse.Namespace, console: Console, pipe: Any, kb: KnowledgeBase, plan: Plan, prompts: list[str]
+) -> Race:
     from redi.demo import race
 
     def stock(name: str, more: dict[str, Any]) -> Any:
@@ -128,7 +131,7 @@ def _race(given: argparse.Namespace, console: Console, pipe: Any, kb: KnowledgeB
             prompts,
             {label: stock(name, more) for label, name, more in _PLAIN},
             fine=names.fine_solver(pipe.scheduler).scheduler(),
-            steps=given.steps,
+            plan=plan,
             batch_size=min(given.batch_size, given.prompts),
             progress=bar,
         )
@@ -183,7 +186,7 @@ def summary(kb: KnowledgeBase, found: Race, given: argparse.Namespace, seconds: 
     best = found.plain[0]
     return {
         "model": kb.fingerprint.model,
-        "plan": f"coarse:{given.steps}/{given.fine}",
+        "plan": kb.config.plans[0],
         "rows": len(kb),
         "prompts": len(found.redi.latents),
         "nfe_full": found.fine.nfe,

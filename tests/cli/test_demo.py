@@ -17,6 +17,7 @@ from redi.demo import race
 from redi.errors import InvalidInputError
 from redi.knowledge_base import KnowledgeBase
 from redi.metrics import frechet_distance, latent_error
+from redi.plan import Plan
 from tests.cli.conftest import Redi
 
 QUERIES = [f"{color} {thing}" for color in ("red", "green", "blue") for thing in ("cat", "dog", "heart", "apple")]
@@ -50,7 +51,7 @@ def test_the_race_is_what_the_pipelines_themselves_make(pipe: Any, kb: Path) -> 
         QUERIES,
         {"DPM": dpm, "UniPC": unipc},
         fine=dpm,
-        steps=4,
+        plan=Plan.coarse(4, 8),
         batch_size=6,
         progress=lambda *now: calls.append(now),
     )
@@ -81,7 +82,15 @@ def test_the_race_is_what_the_pipelines_themselves_make(pipe: Any, kb: Path) -> 
 @pytest.mark.parametrize("count", [2, 7])
 def test_the_race_wants_whole_batches(pipe: Any, kb: Path, count: int) -> None:
     with pytest.raises(InvalidInputError, match="whole batches of 6"):
-        race(pipe, KnowledgeBase.open(kb), QUERIES[:count], {}, fine=DDIMScheduler(), steps=4, batch_size=6)
+        race(
+            pipe,
+            KnowledgeBase.open(kb),
+            QUERIES[:count],
+            {},
+            fine=DDIMScheduler(),
+            plan=Plan.coarse(4, 8),
+            batch_size=6,
+        )
 
 
 def test_the_sheet_shows_every_pixel_where_it_belongs() -> None:
@@ -108,6 +117,7 @@ def test_the_whole_demo(redi: Redi, tmp_path: Path) -> None:
     said = json.loads((out / "report.json").read_text())
     assert json.loads((tmp_path / "d.json").read_text()) == said
     assert (said["rows"], said["prompts"], said["nfe_full"], said["nfe_redi"], said["nfe_plain"]) == (64, 16, 24, 6, 6)
+    assert said["plan"] == str(Plan.placed(6, 24, guidance=3.0, halved=True))
     assert said["speedup"] == pytest.approx(said["seconds_full"] / said["seconds_redi"])
     assert len(said["plain_solvers"]) >= 3
     best = min(said["plain_solvers"], key=lambda s: s["frechet"])
