@@ -76,7 +76,8 @@ def decide(
     }
     steps = walked(pipe, filled)
     if steps not in by_steps:
-        valid = ", ".join(f"{n} ({e.plan})" for n, e in sorted(by_steps.items()))
+        named = {n: f"{e.plan}, {e.route.nfe} calls" if e.plan.halved else e.plan for n, e in sorted(by_steps.items())}
+        valid = ", ".join(f"{n} ({plan})" for n, plan in named.items())
         differences["num_inference_steps"] = (valid, steps)
     for name, mine in ours.items():
         if mine is not None and (theirs := filled.get(name)) is not None and theirs != mine:

@@ -19,7 +19,7 @@ import redi
 from redi import zoo
 from redi.combiners import Affine, LeastSquares, Nearest
 from redi.engine import ReDiEngine
-from redi.errors import InvalidInputError, KnowledgeBaseError, PlanError
+from redi.errors import FingerprintMismatchError, InvalidInputError, KnowledgeBaseError, PlanError
 from redi.gate import Gate, Trust
 from redi.guidance import guided, rejoined, unconditional_half, without
 from redi.look import doubles
@@ -302,6 +302,16 @@ def test_a_pipeline_makes_half_calls(served: tuple[Any, redi.KnowledgeBase], noi
     assert 0 < relative(half, whole) < 0.5
     assert not pipe.unet._forward_pre_hooks
     assert not pipe.unet._forward_hooks
+
+
+def test_who_asks_for_as_many_steps_as_calls_is_told_the_steps(served: tuple[Any, redi.KnowledgeBase]) -> None:
+    pipe, kb = served
+    redi.enable(pipe, kb, plan=PLANS[0])
+    try:
+        with pytest.raises(FingerprintMismatchError, match=r"has '4 \(at:0h,3h,6,8/10, 3 calls\)', given 3"):
+            pipe("a fox", **CALL | {"num_inference_steps": 3})
+    finally:
+        redi.disable(pipe)
 
 
 def test_the_pipelines_loop_and_ours_agree(served: tuple[Any, redi.KnowledgeBase], noise: Tensor) -> None:
