@@ -116,17 +116,19 @@ class Recipe:
         timetable = seen.timetable or PLAIN
         solver = DiffusersSolver.of(pipe.scheduler, timetable) if solver is None else solver.on(timetable)
         schedule = solver.schedule(steps)
-        record = Record()
         rescale = (settings or {}).get("guidance_rescale", 0.0)
 
-        def check(plans: Sequence[Plan]) -> Sequence[Plan]:
+        def require(plans: Sequence[Plan]) -> None:
             for plan in plans:
                 require_halves(plan, scale=guidance, rescale=rescale, diversity=diversity, begin=0)
             if any(plan.halved for plan in plans) and not doubles(pipe, solver.scheduler(), called):
                 raise PlanError(NOT_DOUBLED)
-            return plans
 
-        plans = _best(solver, guidance, check) if plans is None else check(plans)
+        if plans is None:
+            plans = [_best(solver, guidance, require)]
+        else:
+            require(plans)
+        record = Record()
         for plan in plans:
             record |= needs(Route.lay(plan, schedule), solver)
         bank = NoiseBank(seed=seed, size=noises, shape=seen.shape, diversity=diversity)
@@ -227,16 +229,16 @@ class FineSolver:
         return self._recorder.rows(ids, prompts)
 
 
-def _best(
-    solver: DiffusersSolver, guidance: float, check: Callable[[Sequence[Plan]], Sequence[Plan]]
-) -> Sequence[Plan]:
-    """What is served where nobody says: whole calls if `check` refuses half ones."""
+def _best(solver: DiffusersSolver, guidance: float, require: Callable[[Sequence[Plan]], None]) -> Plan:
+    """What is served where nobody says: by whole calls if half ones are refused."""
     if not solver.on_karras:
-        return [Plan.coarse(_CALLS, _FINE)]
+        return Plan.coarse(_CALLS, _FINE)
+    best = Plan.placed(_CALLS, _FINE, guidance=guidance, halved=None)
     try:
-        return check([Plan.placed(_CALLS, _FINE, guidance=guidance, halved=None)])
+        require([best])
     except (PlanError, InvalidInputError):
-        return [Plan.placed(_CALLS, _FINE, guidance=guidance)]
+        return Plan.placed(_CALLS, _FINE, guidance=guidance)
+    return best
 
 
 def run_of(pipe: Any, mark: Fingerprint, prompts: list[str], steps: int) -> dict[str, Any]:
