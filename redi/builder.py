@@ -49,7 +49,7 @@ def build(
     guidance: float = 7.5,
     height: int | None = None,
     width: int | None = None,
-    negative_prompt: str = "",
+    negative_prompt: str | None = None,
     settings: Mapping[str, Any] | None = None,
     batch_size: int = 16,
     storage: str = "float16",
@@ -75,7 +75,8 @@ def build(
         guidance: classifier-free guidance scale.
         height: in pixels; None is the pipeline's default.
         width: likewise.
-        negative_prompt: for every row.
+        negative_prompt: for every row; None is none, not the empty text where a pipeline takes zeros for none
+            (Stable Diffusion XL).
         settings: further arguments of the pipeline's call, for every row (`{"num_frames": 16}`).
         batch_size: pictures per pipeline call; halved where the memory does not suffice.
         storage: dtype on disk.

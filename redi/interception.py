@@ -346,9 +346,9 @@ def _prepare_latents(it: Interception, proceed: Callable[..., Any], *args: Any, 
     try:
         out = proceed(*args, **kwargs)
     finally:
-        unheard, it.start = _pending(it), None
+        pending, it.start = _pending(it), None
     latents, rest = (out, ()) if isinstance(out, Tensor) else (out[0], tuple(out[1:]))
-    if unheard is not None:  # else the noise is on a picture already
+    if pending is not None:  # else the noise is on a picture already
         scale = float(getattr(it.scheduler, "init_noise_sigma", 1.0))
         drawn, latents = latents, it.listener.noise(latents, Start(bound.arguments, states, scale))
         if latents is not drawn:  # inpainting at full strength hands the noise back a second time, unscaled

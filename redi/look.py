@@ -89,12 +89,7 @@ def look(pipe: Any, scheduler: Any, arguments: Mapping[str, Any]) -> Look:
             "from your own calls: with redi.record(pipe, folder, plans=[…]): pipe(…)"
         )
     seen = Look()
-    interception = Interception(pipe, scheduler, seen)
-    interception.install()
-    try:
-        pipe(**arguments)
-    finally:
-        interception.remove()
+    _listen(pipe, scheduler, arguments, seen)
     return seen
 
 
@@ -146,13 +141,17 @@ def doubles(pipe: Any, scheduler: Any, arguments: Mapping[str, Any]) -> bool:
         InvalidInputError: redi has no place in it, or its network is compiled so that nothing can be heard.
     """
     question = Question()
-    interception = Interception(pipe, scheduler, question)
+    _listen(pipe, scheduler, arguments, question)
+    return question.doubled
+
+
+def _listen(pipe: Any, scheduler: Any, arguments: Mapping[str, Any], listener: Listener) -> None:
+    interception = Interception(pipe, scheduler, listener)
     interception.install()
     try:
         pipe(**arguments)
     finally:
         interception.remove()
-    return question.doubled
 
 
 def told(proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, Timetable]:

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import torch
@@ -17,8 +17,7 @@ from redi.errors import InvalidInputError
 _ALIKE: Final = 1e-2  # relative distance of two embeddings of one text, in half precision and in another batch
 _EMBEDDINGS: Final = "negative_prompt_embeds"
 _NAME: Final = re.compile("embeddings [0-9a-f]{8}")  # a digest of them
-_ENCODED: Final = "'' encoded"  # the empty text, where no negative prompt at all stands for zeros
-_OTHER: Final = "a prompt that stands for no negative one"
+_EMPTY: Final = "an empty text, not none"  # where no negative prompt at all stands for zeros
 _known: weakref.WeakKeyDictionary[Any, dict[Any, list[Tensor] | None]] = weakref.WeakKeyDictionary()
 
 
@@ -31,29 +30,27 @@ def negative_prompts(pipe: Any, arguments: Mapping[str, Any], known: str = "") -
         known: a text that passed embeddings may turn out to be of. Others are named by a digest.
 
     Returns:
-        Texts and names. Passed embeddings count as `known` where the pipeline cannot encode it any more.
+        Texts and names. Passed embeddings count as `known` where nothing is there to compare them with.
     """
     passed = _passed(arguments)
-    if _EMBEDDINGS not in passed:
+    if not passed:
         given: str | list[str] | None = arguments.get("negative_prompt")
         if given is None:
             return {""}
         texts = {given} if isinstance(given, str) else set(given)
-        return {text or (_ENCODED if _zeroes(pipe) else "") for text in texts}
+        return {text or (_EMPTY if _tells_empty_from_none(pipe) else "") for text in texts}
     if _NAME.fullmatch(known):
-        return {_name(row) for row in passed[_EMBEDDINGS]}
+        return set(_names(passed))
     own = _encoded(pipe, known)
-    if own is None:
-        return {known}
-    # what is pooled of them, and their mask, must be that text's, too
-    alike = [all(each) for each in zip(*(_any_alike(rows, own) for rows in passed.values()), strict=False)]
-    return {known if a else _name(row) for a, row in zip(alike, passed[_EMBEDDINGS], strict=False)}
+    compared = [found for name, rows in passed.items() if (found := _alike(name, rows, own)) is not None]
+    alike = [all(each) for each in zip(*compared, strict=False)]  # embeddings, what is pooled of them, and their mask
+    return {known if a else name for a, name in zip(alike, _names(passed), strict=False)} or {known}
 
 
 def unverified(pipe: Any, arguments: Mapping[str, Any], known: str) -> list[str]:
-    """The negative embeddings of a call that nobody can compare with those of a text: there is no encoder."""
-    passed = _passed(arguments)
-    return list(passed) if passed and _encoded(pipe, known) is None else []
+    """Which of a call's negative embeddings nobody can compare with those of a text: no encoder makes them."""
+    own = _encoded(pipe, known) if (passed := _passed(arguments)) else None
+    return [name for name, rows in passed.items() if _alike(name, rows, own) is None]
 
 
 def negative_texts(known: str, count: int) -> list[str] | None:
@@ -69,66 +66,86 @@ def negative_texts(known: str, count: int) -> list[str] | None:
         )
     if not known:
         return None
-    return [""] * count if known == _ENCODED else [known] * count
+    return [""] * count if known == _EMPTY else [known] * count
 
 
 def _passed(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What stands for negative prompts in a call, besides texts."""
-    return {n: v for n, v in arguments.items() if re.match("negative_.*prompt", n) and isinstance(v, Tensor)}
+    """What stands for negative prompts in a call, besides texts; the embeddings first."""
+    found = {n: v for n, v in arguments.items() if n.startswith("negative_") and isinstance(v, Tensor)}
+    return dict(sorted(found.items(), key=lambda item: item[0] != _EMBEDDINGS))
 
 
-def _zeroes(pipe: Any) -> bool:
-    """Whether a pipeline takes zeros where there is no negative prompt, which is another thing than an empty one."""
-    return bool(getattr(pipe, "config", {}).get("force_zeros_for_empty_prompt", False))
+def _names(passed: Mapping[str, Tensor]) -> Iterator[str]:
+    """A name for each row of everything passed."""
+    for row in zip(*passed.values(), strict=False):
+        # rounded, so that a copy in half precision has the same name
+        parts = [part.detach().to(device="cpu", dtype=torch.float16).contiguous().view(torch.uint8) for part in row]
+        content = b"".join(part.numpy().tobytes() for part in parts)
+        yield f"embeddings {hashlib.blake2b(content, digest_size=4).hexdigest()}"
 
 
-def _name(row: Tensor) -> str:
-    # rounded, so that a copy in half precision has the same name
-    content = row.detach().to(device="cpu", dtype=torch.float16).contiguous().view(torch.uint8).numpy().tobytes()
-    return f"embeddings {hashlib.blake2b(content, digest_size=4).hexdigest()}"
-
-
-def _any_alike(passed: Tensor, own: list[Tensor]) -> list[bool]:
-    """Which of the embeddings passed are one of these, but for rounding."""
+def _alike(name: str, passed: Tensor, own: list[Tensor] | None) -> list[bool] | None:
+    """Which rows are one of these, but for rounding; None where there is nothing to compare them with."""
     x = passed.detach().float().cpu()
     same = torch.zeros(len(x), dtype=torch.bool)
-    for o in own:
-        if o.shape != x.shape[1:]:
-            continue
+    shaped = [o for o in own or () if o.shape == x.shape[1:]]
+    if own is None or not (shaped or name == _EMBEDDINGS):
+        return None
+    for o in shaped:
         if torch.equal(x, o.expand_as(x)):  # as they mostly are, and sooner known than how far they are apart
             return [True] * len(x)
         same |= (x - o).flatten(1).norm(dim=1) <= _ALIKE * o.norm()
     return same.tolist()
 
 
+def _tells_empty_from_none(pipe: Any) -> bool:
+    """Whether no negative prompt is another thing than an empty one: Stable Diffusion XL takes zeros for none."""
+    if not _may_zero(pipe):
+        return False
+    none, empty = (_encoded(pipe, known) for known in ("", _EMPTY))
+    if none is None or empty is None:
+        return True
+    return len(none) != len(empty) or not all(map(torch.equal, none, empty))
+
+
+def _may_zero(pipe: Any) -> bool:
+    return bool(getattr(pipe, "config", {}).get("force_zeros_for_empty_prompt", False))
+
+
 @torch.no_grad()
-def _encoded(pipe: Any, text: str) -> list[Tensor] | None:
+def _encoded(pipe: Any, known: str) -> list[Tensor] | None:
     """What a pipeline's text encoders make of a negative prompt; None if they cannot."""
     encoders = tuple(id(getattr(pipe, name, None)) for name in ("text_encoder", "text_encoder_2", "text_encoder_3"))
     kept = _known.setdefault(pipe, {})
-    if (text, encoders) not in kept:
+    if any(others != encoders for _, others in kept):
         kept.clear()
-        kept[text, encoders] = _encode(pipe, text)
-    return kept[text, encoders]
+    if (known, encoders) not in kept:
+        try:
+            kept[known, encoders] = list(_encode(pipe, known)) or None
+        except Exception:  # encoders that were taken out of the pipeline, to save memory, fail in ways of their own
+            kept[known, encoders] = None
+    return kept[known, encoders]
 
 
-def _encode(pipe: Any, text: str) -> list[Tensor] | None:
-    known = inspect.signature(pipe.encode_prompt).parameters if hasattr(pipe, "encode_prompt") else {}
-    none = not text and _zeroes(pipe)
-    text = "" if text == _ENCODED else text
-    wanted = {
-        "prompt": [_OTHER if none else text],  # a pipeline that knows no negative prompt encodes it as another prompt
-        "negative_prompt": None if none else [text],
+def _encode(pipe: Any, known: str) -> Iterator[Tensor]:
+    """Outputs for a negative prompt: those that do not change with the prompt."""
+    parameters = inspect.signature(pipe.encode_prompt).parameters if hasattr(pipe, "encode_prompt") else {}
+    needed = [n for n, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    (text,) = negative_texts(known, 1) or [None if _may_zero(pipe) else ""]
+    more = {
+        "negative_prompt": None if text is None else [text],
         "device": getattr(pipe, "_execution_device", None),
         "num_images_per_prompt": 1,
         "num_videos_per_prompt": 1,
         "do_classifier_free_guidance": True,
     }
-    needed = [n for n, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    given = {name: value for name, value in {**dict.fromkeys(needed), **wanted}.items() if name in known}
-    try:
-        out = pipe.encode_prompt(**given) if known else ()
-    except Exception:  # encoders that were taken out of the pipeline, to save memory, fail in ways of their own
-        return None
-    tensors: list[Any] = [out] if isinstance(out, Tensor) else list(out)
-    return [t[0].detach().float().cpu() for t in tensors if isinstance(t, Tensor) and t.ndim > 1] or None
+    # a pipeline that has no negative prompt there encodes it as it does a prompt
+    prompts = ("one", "and two") if "negative_prompt" in parameters else (text or "",)
+    for encoder in ({"text_encoder_index": i} for i in range(2 if "text_encoder_index" in parameters else 1)):
+        made: list[list[Tensor]] = []
+        for prompt in prompts:
+            given = {**dict.fromkeys(needed), **more, **encoder, "prompt": [prompt]}
+            out: Any = pipe.encode_prompt(**{n: v for n, v in given.items() if n in parameters}) if parameters else ()
+            tensors: list[Any] = [out] if isinstance(out, Tensor) else list(out)
+            made.append([t[0].detach().float().cpu() for t in tensors if isinstance(t, Tensor) and t.ndim > 1])
+        yield from (first for first, *others in zip(*made, strict=True) if all(torch.equal(first, o) for o in others))

@@ -11,7 +11,7 @@ from typing import Final
 
 HALVED_UP_TO: Final = 4.5
 """The guidance scale up to which half calls were found to be nearer: `python -m benchmarks.quality halves`."""
-HALVED_AT: Final = range(4, 9)
+HALVED_AT: Final = (4, 5, 6, 8)
 """Numbers of calls at which they were."""
 _STEPS: Final = 48  # of the schedule that places were measured on, on Karras noise levels
 _AT: Final[Mapping[int, Mapping[float, tuple[int, ...]]]] = {  # calls → guidance scale → steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import inspect
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -15,9 +16,10 @@ import torch
 from redi.embedding import Embeddings
 from redi.errors import InvalidInputError, PlanError
 from redi.guidance import NOT_DOUBLED, require_halves
+from redi.interception import unheard
 from redi.knowledge_base import Config, Fingerprint
 from redi.look import doubles, look
-from redi.negatives import negative_texts
+from redi.negatives import negative_prompts, negative_texts
 from redi.noise import NoiseBank
 from redi.pipelines import check_size, fingerprint, settings_of, unsettled
 from redi.plan import Plan, Route
@@ -30,6 +32,8 @@ from redi.types import Record, Rows
 
 _CALLS: Final = 8
 _FINE: Final = 40  # steps of the schedule that they are made of
+# pipelines that are tested to guide by one doubled batch, and whose solver may walk Karras noise levels
+_DOUBLING: Final = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "PixArtSigmaPipeline")
 Item = tuple[str, int]
 """What a row is made from: a prompt and the id of the noise it starts from."""
 
@@ -60,7 +64,7 @@ class Recipe:
         guidance: float = 7.5,
         height: int | None = None,
         width: int | None = None,
-        negative_prompt: str = "",
+        negative_prompt: str | None = None,
         settings: Mapping[str, Any] | None = None,
         storage: str = "float16",
         model: str | None = None,
@@ -79,7 +83,8 @@ class Recipe:
             guidance: classifier-free guidance scale.
             height: in pixels; None is the pipeline's default.
             width: likewise.
-            negative_prompt: for every row.
+            negative_prompt: for every row; None is none, not the empty text where a pipeline takes zeros for none
+                (Stable Diffusion XL).
             settings: further arguments of the pipeline's call, for every row (`{"num_frames": 16}`).
             storage: dtype on disk.
             model: a name for the model.
@@ -89,10 +94,9 @@ class Recipe:
             UnsupportedSolverError: a scheduler that does not replay.
             PlanError: half calls of a pipeline that has none.
         """
-        if plans is not None and not plans:
-            raise InvalidInputError("a knowledge base needs at least one plan, given none")
-        if plans is not None and len({p.fine for p in plans}) > 1:
-            raise InvalidInputError(f"plans of one build share their fine steps, given {', '.join(map(str, plans))}")
+        if plans is not None and len({p.fine for p in plans}) != 1:
+            said = ", ".join(map(str, plans)) or "none"
+            raise InvalidInputError(f"a build needs plans, which share their fine steps, given {said}")
         check_size(pipe, height, width)
         if lost := unsettled(settings or {}):
             raise InvalidInputError(
@@ -102,32 +106,26 @@ class Recipe:
         if solver is None:
             spec_of(pipe.scheduler)
         steps = plans[0].fine if plans else _FINE
+        (negative,) = negative_prompts(pipe, {"negative_prompt": negative_prompt})
         arguments = {
             "num_inference_steps": steps,
             "guidance_scale": guidance,
             "height": height,
             "width": width,
-            **({"negative_prompt": [negative_prompt]} if negative_prompt else {}),
+            "negative_prompt": negative_texts(negative, 1),
             **(settings or {}),
         }
         # it says what it refuses before there is a folder, and what only it knows
-        called, own = _call(pipe, [""], arguments), pipe.scheduler
-        seen = look(pipe, copy.deepcopy(own) if solver is None else solver.scheduler(), called)
+        called = _call(pipe, [""], arguments)
+        seen = look(pipe, copy.deepcopy(pipe.scheduler) if solver is None else solver.scheduler(), called)
         timetable = seen.timetable or PLAIN
         solver = DiffusersSolver.of(pipe.scheduler, timetable) if solver is None else solver.on(timetable)
         schedule = solver.schedule(steps)
         rescale = (settings or {}).get("guidance_rescale", 0.0)
-
-        def require(plans: Sequence[Plan]) -> None:
-            for plan in plans:
-                require_halves(plan, scale=guidance, rescale=rescale, diversity=diversity, begin=0)
-            if any(plan.halved for plan in plans) and not doubles(pipe, solver.scheduler(), called):
-                raise PlanError(NOT_DOUBLED)
-
-        if plans is None:
-            plans = [_best(solver, guidance, require)]
-        else:
-            require(plans)
+        checked = functools.partial(
+            _checked, pipe, solver, called, scale=guidance, rescale=rescale, diversity=diversity
+        )
+        plans = [_best(pipe, solver, guidance, checked)] if plans is None else [checked(plan) for plan in plans]
         record = Record()
         for plan in plans:
             record |= needs(Route.lay(plan, schedule), solver)
@@ -140,7 +138,7 @@ class Recipe:
             sample_shape=seen.shape,
             height=seen.height,
             width=seen.width,
-            negative_prompt=negative_prompt,
+            negative_prompt=negative,
             guidance_rescale=rescale,
             settings=settings_of(pipe, settings or {}),
             model=model,
@@ -229,16 +227,32 @@ class FineSolver:
         return self._recorder.rows(ids, prompts)
 
 
-def _best(solver: DiffusersSolver, guidance: float, require: Callable[[Sequence[Plan]], None]) -> Plan:
-    """What is served where nobody says: by whole calls if half ones are refused."""
+def _checked(pipe: Any, solver: DiffusersSolver, called: dict[str, Any], plan: Plan, **settings: float) -> Plan:
+    """The plan, unless it has half calls that these settings, or this pipeline, do not have."""
+    require_halves(plan, **settings, begin=0)
+    if plan.halved:
+        with quiet(pipe):
+            if not doubles(pipe, solver.scheduler(), called):
+                raise PlanError(NOT_DOUBLED)
+    return plan
+
+
+def _best(pipe: Any, solver: DiffusersSolver, guidance: float, checked: Callable[[Plan], Plan]) -> Plan:
+    """What is served where nobody says; by half calls only where nothing can come in their way."""
+    if not solver.suits_coarse:
+        raise PlanError(
+            f"{solver} cannot be corrected step by step, as a build does that is given no plan; give it jumps, for "
+            "instance jump:10:30/40, or another solver"
+        )
     if not solver.on_karras:
         return Plan.coarse(_CALLS, _FINE)
-    best = Plan.placed(_CALLS, _FINE, guidance=guidance, halved=None)
+    whole, best = (Plan.placed(_CALLS, _FINE, guidance=guidance, halved=halved) for halved in (False, None))
+    if type(pipe).__name__ not in _DOUBLING or unheard(pipe):
+        return whole
     try:
-        require([best])
-    except (PlanError, InvalidInputError):
-        return Plan.placed(_CALLS, _FINE, guidance=guidance)
-    return best
+        return checked(best)
+    except PlanError:
+        return whole
 
 
 def run_of(pipe: Any, mark: Fingerprint, prompts: list[str], steps: int) -> dict[str, Any]:

@@ -181,11 +181,11 @@ def unhalved(pipe: Any, arguments: Mapping[str, Any], engine: ReDiEngine) -> lis
     """Why a call's unconditional halves may not be those that the rows foretell."""
     own = beside_the_prompt(arguments)
     unknown = unverified(pipe, arguments, engine.knowledge_base.fingerprint.negative_prompt)
-    deaf = unheard(pipe)
+    closed = unheard(pipe)
     return [
         *([f"{', '.join(own)} may change their unconditional half"] if own else []),
-        *([f"there is no text encoder to tell whether {', '.join(unknown)} are those of the rows"] if unknown else []),
-        *([deaf] if deaf else []),
+        *([f"there is no encoder to tell whether {', '.join(unknown)} are those of the rows"] if unknown else []),
+        *([closed] if closed else []),
     ]
 
 

@@ -88,7 +88,7 @@ def decide(
         if mine != theirs:
             differences[name] = (mine, theirs)
     if (negative := negative_prompts(pipe, filled, mark.negative_prompt)) != {mark.negative_prompt}:
-        differences["negative_prompt"] = (mark.negative_prompt, filled.get("negative_prompt") or ", ".join(negative))
+        differences["negative_prompt"] = (mark.negative_prompt, ", ".join(sorted(negative)))
     latents = filled.get("latents")
     if latents is not None and begin:
         differences["latents"] = ("noise on a picture", "latents")

@@ -472,7 +472,7 @@ def test_negative_embeddings_that_nobody_can_compare_are_asked_whole(
     lane.text_encoder = None
     lane(**call)
     assert redi.report(lane).nfe == 4
-    assert "whole calls: there is no text encoder to tell whether negative_prompt_embeds" in str(redi.report(lane))
+    assert "whole calls: there is no encoder to tell whether negative_prompt_embeds" in str(redi.report(lane))
 
 
 def test_what_would_not_have_the_rows_unconditional_half_is_asked_whole(

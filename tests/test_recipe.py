@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler, PNDMScheduler
 from torch import Tensor
 
 from redi.errors import InvalidInputError, PlanError
@@ -57,12 +57,19 @@ def test_who_names_no_plan_gets_eight_calls_where_they_are_best_made(settings: d
     assert made.config.plans == (str(plan),)
 
 
+def test_who_names_no_plan_must_bring_a_solver_that_can_be_corrected() -> None:
+    for scheduler in (PNDMScheduler(skip_prk_steps=True), HeunDiscreteScheduler()):
+        with pytest.raises(PlanError, match=r"given no plan; give it jumps, for instance jump:10:30/40"):
+            Recipe.of(tiny_pipeline(), solver=DiffusersSolver.of(scheduler))
+
+
 def test_a_pipeline_without_half_calls_gets_whole_ones_unless_half_ones_are_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pipe, solver = tiny_pipeline(), DiffusersSolver.of(DPMSolverMultistepScheduler(use_karras_sigmas=True))
     pipe.unet.compile(backend="eager")
     assert Recipe.of(pipe, solver=solver, guidance=3.0).config.plans == (str(Plan.placed(8, 40, guidance=3.0)),)
+    monkeypatch.setattr("redi.recipe.unheard", lambda _: "")
     monkeypatch.setattr("redi.recipe.doubles", lambda *_: False)
     assert Recipe.of(pipe, solver=solver, guidance=3.0).config.plans == (str(Plan.placed(8, 40, guidance=3.0)),)
     with pytest.raises(PlanError, match="one batch of twice the size"):

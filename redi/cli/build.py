@@ -57,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, metavar="G", help="guidance scale (default: 3 for emoji, else 7.5)")
     parser.add_argument("--height", type=int, metavar="PIXELS", help="by default the model's own")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="by default the model's own")
-    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="for every row")
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="for every row")
     parser.add_argument("--suffix", default="", metavar="TEXT", help="put behind every prompt, e.g. a style")
     parser.add_argument("--column", metavar="NAME", help="column or field of PROMPTS that holds them")
     parser.add_argument("--limit", type=int, metavar="N", help="take only the first N prompts")

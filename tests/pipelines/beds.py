@@ -151,7 +151,7 @@ class Bed:
             guidance=self.call.get("guidance_scale", 1.0),
             height=self.call["height"],
             width=self.call["width"],
-            negative_prompt=self.call.get("negative_prompt", [""])[0],
+            negative_prompt=self.call.get("negative_prompt", [None])[0],
             settings={k: v for k, v in self.call.items() if k not in known},
             storage="float32",
         )

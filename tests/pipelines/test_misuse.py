@@ -73,6 +73,23 @@ def test_rows_remember_which_negative_embeddings_they_were_made_with(it: Bed, tm
         it(PROMPTS, it.few)
 
 
+def test_rows_of_negative_embeddings_remember_what_belongs_to_them(tmp_path: Path) -> None:
+    it = bed("StableDiffusionXL")
+    given = encoded(it)
+    other = {name: given[name] + 0.5 for name in given if name.startswith("negative_p") and given[name] is not None}
+    call = it.call | given | other
+    with redi.record(it.pipe, tmp_path, plans=it.plans[:1], storage="float32"):
+        fine = it.pipe(num_inference_steps=it.steps, **call)[0]
+    redi.enable(it.pipe, redi.KnowledgeBase.open(tmp_path), neighbors=1)
+    try:
+        assert relative(it.pipe(num_inference_steps=it.few, **call)[0], fine) <= EXACT
+        for name in other:
+            with pytest.raises(FingerprintMismatchError, match="negative_prompt: knowledge base has 'embeddings"):
+                it.pipe(num_inference_steps=it.few, **call | {name: given[name]})
+    finally:
+        redi.disable(it.pipe)
+
+
 def test_no_text_is_made_up_for_rows_of_negative_embeddings(it: Bed, tmp_path: Path) -> None:
     other = it.pipe.encode_prompt(["an old cat"], "cpu", 1, False)[0].expand(3, -1, -1)
     with redi.record(it.pipe, tmp_path, plans=it.plans[:1], storage="float32"):
@@ -111,12 +128,17 @@ def test_an_empty_negative_prompt_is_none_unless_none_is_zeros(it: Bed) -> None:
     with xl.enabled():
         assert relative(xl(PROMPTS, xl.few, negative_prompt=None), xl.fine) <= EXACT
         for empty in ("", [""] * 3):
-            with pytest.raises(FingerprintMismatchError, match="negative_prompt: knowledge base has '', given"):
+            with pytest.raises(FingerprintMismatchError, match="has '', given 'an empty text, not none'"):
                 xl(PROMPTS, xl.few, negative_prompt=empty)
         given = encoded(xl)
         text = xl.pipe.encode_prompt(PROMPTS, negative_prompt=[""] * 3, do_classifier_free_guidance=True, device="cpu")
         with pytest.raises(FingerprintMismatchError, match="given 'embeddings"):
             xl.pipe(num_inference_steps=xl.few, **xl.call | given | {"negative_prompt_embeds": text[1]})
+    empty = bed("StableDiffusionXL", negative_prompt=("",) * 3)
+    with empty.enabled():
+        assert relative(empty(PROMPTS, empty.few), empty.fine) <= EXACT
+        with pytest.raises(FingerprintMismatchError, match="has 'an empty text, not none', given ''"):
+            empty(PROMPTS, empty.few, negative_prompt=None)
 
 
 def _fine(it: Bed, negatives: Tensor) -> Tensor:
