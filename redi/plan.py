@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final, final
 
 from redi.errors import PlanError
-from redi.places import HALVED_AT, HALVED_UP_TO, places
+from redi.places import HALVED_UP_TO, places
 from redi.schedules import Grid
 
 _FEWEST: Final = 4  # steps of which the second comes early enough for the rows to know its unconditional half
@@ -127,7 +127,7 @@ class Plan:
             fine: steps of the schedule.
             guidance: classifier-free guidance scale: strong guidance wants more of a few calls at high noise.
             halved: whether the first two steps make half calls, so that there is a step more for as many calls; None
-                is where that was found to be nearer: 4, 5, 6 and 8 calls under weak guidance.
+                is where that was found to be nearer (`redi.places`): 4, 5, 6 and 8 calls under weak guidance.
 
         Raises:
             PlanError: calls that the schedule has not, or guidance that is no number.
@@ -137,7 +137,7 @@ class Plan:
                 f"guidance must be a finite number, given {guidance!r}; give the scale that calls will have"
             )
         if halved is None:
-            halved = 1 < guidance <= HALVED_UP_TO and calls in HALVED_AT and calls < fine
+            halved = 1 < guidance <= HALVED_UP_TO.get(calls, 0.0) and calls < fine
         found = places(calls, fine, guidance, halved)
         if found is None and halved:  # the step more divides the first one, which is the longest
             first, *others = [s.start for s in cls.placed(calls, fine, guidance=guidance).segments]

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from redi.errors import PlanError
-from redi.places import HALVED_AT, HALVED_UP_TO
+from redi.places import HALVED_UP_TO
 from redi.plan import Plan, Route, Segment
 from redi.schedules import Grid
 
@@ -198,7 +198,7 @@ def test_calls_placed_as_found_best_are_as_many_as_asked_for(calls, fine, guidan
     assume(calls <= fine)
     plan = Plan.placed(calls, fine, guidance=guidance, halved=None)
     assert plan.calls == calls
-    assert plan.halved == (calls in HALVED_AT and calls < fine and 1 < guidance <= HALVED_UP_TO)
+    assert plan.halved == (calls < fine and 1 < guidance <= HALVED_UP_TO.get(calls, 0))
     if not plan.halved:
         assert plan == Plan.placed(calls, fine, guidance=guidance)
 

@@ -18,7 +18,7 @@ from benchmarks.quality import plain
 from benchmarks.quality.lab import BUDGETS, Lab, fine, served
 from redi import zoo
 from redi.metrics import frechet_distance, latent_error
-from redi.places import HALVED_AT
+from redi.places import HALVED_UP_TO
 
 MEASURES = {"frechet_latents": "Fréchet distance to the fine solve (latents)", "latent_error": "latent error (L2)"}
 
@@ -47,7 +47,7 @@ def study(
     chosen, tried = tune(lab, families, budgets, tuning)
     kb = lab.rows("rows", settings.rows)
     ways = [fine(), *chosen, *(served(n) for n in budgets)]
-    ways += [served(n, "redi, half calls", halved=True) for n in budgets if n in HALVED_AT]
+    ways += [served(n, "redi, half calls", halved=True) for n in budgets if n in HALVED_UP_TO]
     ways += [served(n, "redi, H = 256", neighbors=256) for n in budgets]
     ways += [served(n, "without rows", neighbors=0) for n in budgets]
     made = lab.sample(ways, {"rows": kb}, lab.queries)

@@ -50,7 +50,7 @@ def halves(settings: Settings, pipe: Any) -> dict[str, Any]:
         pairs = list(zip(half, whole, strict=True))
         against += [{**c, "way": f"{c['way']}, guidance {scale:g}"} for c in judge.compare(pairs)]
         plans |= {f"{w.name}, guidance {scale:g}": str(w.plan) for w in ways if w.plan}
-        if scale <= HALVED_UP_TO:
+        if scale <= max(HALVED_UP_TO.values()):
             more, compared = strange(one_noise(settings, pipe, guidance=scale, away=1.0), {"rows": kb}, budgets)
             strangers += more
             against += compared
