@@ -11,6 +11,7 @@ from benchmarks import build
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # minutes on two cores that other tests use as well
 def test_a_quick_look_measures_every_part(tmp_path: Path) -> None:
     assert build.main(["--quick", "--out", str(tmp_path)]) == 0
     document = json.loads((tmp_path / "build.json").read_text())

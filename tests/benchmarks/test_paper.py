@@ -72,6 +72,7 @@ def test_a_table_is_written_and_a_second_run_makes_no_calls(tmp_path: Path, pipe
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_table_and_figure_is_written(tmp_path: Path) -> None:
     assert everything.main(["--quick", "--out", str(tmp_path)]) == 0
     for name in ("table1", "table2", "table3", "figure4", "figure6"):
