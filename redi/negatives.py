@@ -42,15 +42,17 @@ def negative_prompts(pipe: Any, arguments: Mapping[str, Any], known: str = "") -
     if _NAME.fullmatch(known):
         return set(_names(passed))
     own = _encoded(pipe, known)
-    compared = [found for name, rows in passed.items() if (found := _alike(name, rows, own)) is not None]
+    compared = [_alike(rows, kin) for n, rows in passed.items() if (kin := _kin(n, rows, own)) is not None]
     alike = [all(each) for each in zip(*compared, strict=False)]  # embeddings, what is pooled of them, and their mask
-    return {known if a else name for a, name in zip(alike, _names(passed), strict=False)} or {known}
+    if all(alike):
+        return {known}
+    return {known if a else name for a, name in zip(alike, _names(passed), strict=False)}
 
 
 def unverified(pipe: Any, arguments: Mapping[str, Any], known: str) -> list[str]:
     """Which of a call's negative embeddings nobody can compare with those of a text: no encoder makes them."""
     own = _encoded(pipe, known) if (passed := _passed(arguments)) else None
-    return [name for name, rows in passed.items() if _alike(name, rows, own) is None]
+    return [name for name, rows in passed.items() if _kin(name, rows, own) is None]
 
 
 def negative_texts(known: str, count: int) -> list[str] | None:
@@ -84,14 +86,17 @@ def _names(passed: Mapping[str, Tensor]) -> Iterator[str]:
         yield f"embeddings {hashlib.blake2b(content, digest_size=4).hexdigest()}"
 
 
-def _alike(name: str, passed: Tensor, own: list[Tensor] | None) -> list[bool] | None:
-    """Which rows are one of these, but for rounding; None where there is nothing to compare them with."""
+def _kin(name: str, passed: Tensor, own: list[Tensor] | None) -> list[Tensor] | None:
+    """Those of a pipeline's own that a tensor of this name is compared with; None where there is nothing."""
+    shaped = [o for o in own or () if o.shape == passed.shape[1:]]
+    return None if own is None or not (shaped or name == _EMBEDDINGS) else shaped
+
+
+def _alike(passed: Tensor, own: list[Tensor]) -> list[bool]:
+    """Which rows are one of these, but for rounding."""
     x = passed.detach().float().cpu()
     same = torch.zeros(len(x), dtype=torch.bool)
-    shaped = [o for o in own or () if o.shape == x.shape[1:]]
-    if own is None or not (shaped or name == _EMBEDDINGS):
-        return None
-    for o in shaped:
+    for o in own:
         if torch.equal(x, o.expand_as(x)):  # as they mostly are, and sooner known than how far they are apart
             return [True] * len(x)
         same |= (x - o).flatten(1).norm(dim=1) <= _ALIKE * o.norm()
